@@ -1,0 +1,10 @@
+//! `vidur fit`.
+
+use super::Failure;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {}
+
+pub fn run(_args: Args) -> Result<(), Failure> {
+    Err(Failure::user("not built in this commit"))
+}

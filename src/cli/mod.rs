@@ -1,0 +1,77 @@
+//! The command line: arguments as typed, one file per subcommand. The only room that prints or
+//! decides the exit code. Data goes to stdout, messages to stderr.
+
+mod devices;
+mod fit;
+mod models;
+mod profile;
+mod simulate;
+
+use clap::{Parser, Subcommand};
+use std::fmt::Display;
+use std::process::ExitCode;
+
+/// Predicts how fast, at what latency and at what price a large language model will serve.
+#[derive(Debug, Parser)]
+#[command(name = "vidur", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Time the operators of a model on this machine and store them as CSV.
+    Profile(profile::Args),
+    /// Fit predictors to profiles and report their held-out error.
+    Fit(fit::Args),
+    /// Simulate serving and report latency and throughput.
+    Simulate(simulate::Args),
+    /// List the models in the catalogue, or add one from a Hugging Face config.json.
+    Models(models::Args),
+    /// List the devices and nodes in the catalogue.
+    Devices(devices::Args),
+}
+
+/// Why a command did not finish. Each message is one line that names what is wrong and the cure.
+#[derive(Debug)]
+pub enum Failure {
+    /// The user's to mend: exit code 2.
+    User(String),
+    /// Ours, or the machine's: exit code 1.
+    Internal(String),
+}
+
+impl Failure {
+    /// Something that the user can mend.
+    pub fn user(message: impl Display) -> Self {
+        Failure::User(message.to_string())
+    }
+
+    /// Something that only we can mend.
+    pub fn internal(message: impl Display) -> Self {
+        Failure::Internal(message.to_string())
+    }
+}
+
+/// Parses the command line, runs what it asks for and prints the failure if there is one.
+pub fn run() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Profile(args) => profile::run(args),
+        Command::Fit(args) => fit::run(args),
+        Command::Simulate(args) => simulate::run(args),
+        Command::Models(args) => models::run(args),
+        Command::Devices(args) => devices::run(args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::User(message)) => {
+            eprintln!("error: {message}");
+            ExitCode::from(2)
+        }
+        Err(Failure::Internal(message)) => {
+            eprintln!("internal error: {message}");
+            ExitCode::from(1)
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! The seam between prediction and simulation: the simulator asks how long a step takes, and
+//! nothing else. `sim` knows only this file; `predictor` implements it.
+
+use crate::ids::StageId;
+use crate::spec::ops::Op;
+use crate::units::SimDuration;
+
+/// One piece of a prompt that a batch processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PrefillChunk {
+    /// Tokens of this request already in the KV cache.
+    pub kv_tokens: u32,
+    /// Prompt tokens processed in this step, at least 1.
+    pub chunk_tokens: u32,
+    /// Whether the prompt ends with this chunk, so that its first output token is sampled.
+    pub completes: bool,
+}
+
+/// What one batch asks of the model: all that the time of a step depends on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BatchShape {
+    /// The prompt chunks in the batch, in batch order.
+    pub prefills: Vec<PrefillChunk>,
+    /// Sequences that decode one token each.
+    pub num_decodes: u32,
+    /// Sum over the decoding sequences of the tokens in their KV cache before this step.
+    pub decode_kv_tokens: u64,
+}
+
+impl BatchShape {
+    /// Prompt tokens in the batch.
+    pub fn num_prefill_tokens(&self) -> u64 {
+        self.prefills.iter().map(|p| u64::from(p.chunk_tokens)).sum()
+    }
+
+    /// Tokens that pass through the layers: prompt tokens and one per decoding sequence.
+    pub fn num_tokens(&self) -> u64 {
+        self.num_prefill_tokens() + u64::from(self.num_decodes)
+    }
+
+    /// Sequences whose next token is sampled in this step: the rows of the LM head.
+    pub fn num_sampled(&self) -> u64 {
+        self.prefills.iter().filter(|p| p.completes).count() as u64 + u64::from(self.num_decodes)
+    }
+
+    /// Empties the shape and keeps its allocation.
+    pub fn clear(&mut self) {
+        self.prefills.clear();
+        self.num_decodes = 0;
+        self.decode_kv_tokens = 0;
+    }
+}
+
+/// The answer for one batch on one pipeline stage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StepCost {
+    /// How long the stage is busy with the batch.
+    pub duration: SimDuration,
+    /// Whether any operator was asked outside the range that was measured.
+    pub extrapolated: bool,
+}
+
+/// The share of one operator in a step, all its repetitions summed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct OpTime {
+    /// The operator.
+    pub op: Op,
+    /// Milliseconds, all repetitions in the stage together.
+    pub ms: f64,
+    /// Whether it was asked outside the range that was measured.
+    pub extrapolated: bool,
+}
+
+/// Predicts the time of a step.
+///
+/// Precondition: the batch holds at least one token. Postconditions: the same question always gets
+/// the same answer; durations are finite; [`CostModel::stage_cost`] is the sum of
+/// [`CostModel::stage_breakdown`] rounded once to nanoseconds.
+pub trait CostModel: Send + Sync {
+    /// Pipeline stages that the model is split into, at least 1.
+    fn num_stages(&self) -> u32;
+
+    /// How long `stage` needs for `batch`.
+    fn stage_cost(&self, stage: StageId, batch: &BatchShape) -> StepCost;
+
+    /// The same time, operator by operator, in the order in which they run.
+    fn stage_breakdown(&self, stage: StageId, batch: &BatchShape) -> Vec<OpTime>;
+}

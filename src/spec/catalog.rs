@@ -1,0 +1,1 @@
+//! Looking up models, devices and nodes by name.
