@@ -29,7 +29,7 @@ pub struct SimConfig {
     /// Blocks that stay free when a new request is admitted.
     pub watermark_blocks: u32,
     /// A request that restarts before its prompt was done keeps its prompt; Vidur does not.
-    pub keep_prompt_on_restart: bool,
+    pub keep_target_on_restart: bool,
     /// Seed of what the simulator itself draws (random routers).
     pub seed: u64,
 }
@@ -185,7 +185,7 @@ impl<'a, O: Observer> Engine<'a, O> {
     ) -> Self {
         let stages = cost.num_stages();
         let replica = || ReplicaState {
-            scheduler: config.scheduler.build(stages, config.keep_prompt_on_restart),
+            scheduler: config.scheduler.build(stages, config.keep_target_on_restart),
             kv: KvBlocks::new(config.kv_blocks, config.block_size, config.watermark_blocks),
             stages: (0..stages).map(|_| Stage::default()).collect(),
             in_flight: 0,

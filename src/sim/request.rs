@@ -84,12 +84,16 @@ impl Request {
         Progress { emitted: decoding || sampled, completed: self.is_complete() }
     }
 
-    /// Loses the KV cache: everything that exists is to be computed again. A prompt that was only
-    /// half computed stays a prompt; Vidur turns the other half into output
-    /// (`keep_prompt: false`).
-    pub fn restart(&mut self, keep_prompt: bool) {
-        self.prefill_target =
-            if keep_prompt { self.processed.max(self.prompt_tokens) } else { self.processed };
+    /// Loses the KV cache: everything that exists is to be computed again, whether or not a restart
+    /// was under way. Vidur (`keep_target: false`) forgets what was not computed yet: the rest of
+    /// a prompt, or output that an earlier restart had to recompute, becomes output to generate.
+    pub fn restart(&mut self, keep_target: bool) {
+        if !keep_target && self.processed < self.prefill_target {
+            self.output_tokens = self.total_tokens() - self.processed;
+            self.prompt_tokens = self.processed;
+            self.prefill_target = self.processed;
+        }
+        self.prefill_target = self.processed.max(self.prefill_target);
         self.processed = 0;
         self.restarts += 1;
     }
@@ -128,6 +132,17 @@ mod tests {
     }
 
     #[test]
+    fn a_restart_during_a_restart_forgets_nothing() {
+        let mut r = Request::new(SimTime::ZERO, 10, 5);
+        r.advance(10);
+        r.advance(1);
+        r.restart(true);
+        r.advance(3);
+        r.restart(true);
+        assert_eq!(r.prefill_target, 12);
+    }
+
+    #[test]
     fn a_half_computed_prompt_stays_a_prompt_unless_vidur_is_asked_for() {
         let mut ours = Request::new(SimTime::ZERO, 10, 5);
         ours.advance(4);
@@ -135,6 +150,6 @@ mod tests {
         ours.restart(true);
         vidurs.restart(false);
         assert_eq!(ours.prefill_target, 10);
-        assert_eq!(vidurs.prefill_target, 4);
+        assert_eq!((vidurs.prompt_tokens, vidurs.output_tokens, vidurs.prefill_target), (4, 11, 4));
     }
 }

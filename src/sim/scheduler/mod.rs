@@ -125,13 +125,13 @@ impl SchedulerConfig {
     }
 
     /// Builds the scheduler of one replica.
-    pub(super) fn build(&self, num_stages: u32, keep_prompt: bool) -> Box<dyn Scheduler> {
+    pub(super) fn build(&self, num_stages: u32, keep_target: bool) -> Box<dyn Scheduler> {
         let cap = micro_batch_cap(self.max_num_seqs(), num_stages) as usize;
         match self {
             SchedulerConfig::Sarathi(c) => {
-                Box::new(sarathi::Sarathi::new(c.clone(), cap, keep_prompt))
+                Box::new(sarathi::Sarathi::new(c.clone(), cap, keep_target))
             }
-            SchedulerConfig::Vllm(c) => Box::new(vllm::Vllm::new(c.clone(), cap, keep_prompt)),
+            SchedulerConfig::Vllm(c) => Box::new(vllm::Vllm::new(c.clone(), cap, keep_target)),
         }
     }
 }
@@ -174,12 +174,12 @@ pub(super) trait Scheduler {
 struct Queues {
     waiting: VecDeque<RequestId>,
     paused: Vec<RequestId>,
-    keep_prompt: bool,
+    keep_target: bool,
 }
 
 impl Queues {
-    fn new(keep_prompt: bool) -> Self {
-        Queues { waiting: VecDeque::new(), paused: Vec::new(), keep_prompt }
+    fn new(keep_target: bool) -> Self {
+        Queues { waiting: VecDeque::new(), paused: Vec::new(), keep_target }
     }
 
     /// Oldest first; requests that arrived together keep their order.
@@ -194,7 +194,7 @@ impl Queues {
     fn restart(&mut self, id: RequestId, replica: &mut Replica<'_>) {
         let request = &mut replica.requests[id.index()];
         replica.kv.release(request);
-        request.restart(self.keep_prompt);
+        request.restart(self.keep_target);
         self.waiting.push_front(id);
         replica.restarted.push(id);
     }

@@ -18,11 +18,11 @@ pub(super) struct Sarathi {
 }
 
 impl Sarathi {
-    pub(super) fn new(config: SarathiConfig, micro_batch_cap: usize, keep_prompt: bool) -> Self {
+    pub(super) fn new(config: SarathiConfig, micro_batch_cap: usize, keep_target: bool) -> Self {
         Sarathi {
             config,
             micro_batch_cap,
-            queues: Queues::new(keep_prompt),
+            queues: Queues::new(keep_target),
             prefilling: Vec::new(),
             skipped: Vec::new(),
         }

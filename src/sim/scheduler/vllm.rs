@@ -14,8 +14,8 @@ pub(super) struct Vllm {
 }
 
 impl Vllm {
-    pub(super) fn new(config: VllmConfig, micro_batch_cap: usize, keep_prompt: bool) -> Self {
-        Vllm { config, micro_batch_cap, queues: Queues::new(keep_prompt) }
+    pub(super) fn new(config: VllmConfig, micro_batch_cap: usize, keep_target: bool) -> Self {
+        Vllm { config, micro_batch_cap, queues: Queues::new(keep_target) }
     }
 
     /// Admits whole prompts from the head of the queue. The batch is padded to its longest prompt.
