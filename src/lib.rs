@@ -20,3 +20,4 @@ pub mod spec;
 pub mod stats;
 pub mod units;
 pub mod workload;
+pub mod yaml;

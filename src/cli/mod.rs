@@ -6,6 +6,7 @@ mod fit;
 mod models;
 mod profile;
 mod simulate;
+mod table;
 
 use clap::{Parser, Subcommand};
 use std::fmt::Display;
