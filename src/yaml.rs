@@ -35,7 +35,11 @@ impl YamlError {
         if !self.found.is_empty() {
             let _ = write!(text, " (found: {})", self.found);
         }
-        text
+        // What a file holds must not steer the terminal.
+        if !text.contains(char::is_control) {
+            return text;
+        }
+        text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
     }
 }
 
@@ -130,6 +134,12 @@ fn message(error: &Error) -> String {
         Error::SerdeInvalidType { unexpected, expected, .. }
         | Error::SerdeInvalidValue { unexpected, expected, .. } => {
             format!("expected {}, not {unexpected}", kind_of(expected))
+        }
+        Error::Unexpected { expected: "mapping start", .. } => {
+            "expected a mapping, one `key: value` a line".into()
+        }
+        Error::Unexpected { expected: "sequence start", .. } => {
+            "expected a list, one `- value` a line".into()
         }
         Error::Eof { .. } => "the text ends here; expected more".into(),
         Error::Message { msg, .. } => one_line(msg),
@@ -266,6 +276,18 @@ mod tests {
     }
 
     #[test]
+    fn a_mapping_or_list_that_is_none_is_asked_for_by_its_look() {
+        assert_eq!(
+            error("cluster: 1\n"),
+            "run.yml:1:10: cluster: expected a mapping, one `key: value` a line (found: cluster: 1)"
+        );
+        assert_eq!(
+            error("cluster: {replicas: 1}\nseeds: 7\n"),
+            "run.yml:2:8: seeds: expected a list, one `- value` a line (found: seeds: 7)"
+        );
+    }
+
+    #[test]
     fn a_missing_field_is_named_at_its_mapping() {
         assert_eq!(
             error("cluster:\n  exact: true\n"),
@@ -288,7 +310,7 @@ mod tests {
             "é: [\u{0}]",
         ] {
             let line = error(text);
-            assert!(!line.contains('\n'), "{line}");
+            assert!(!line.contains(char::is_control), "{line}");
             assert!(line.starts_with("run.yml:"), "{line}");
             assert!(!line.contains(" at line "), "{line}");
         }

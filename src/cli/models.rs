@@ -2,7 +2,7 @@
 
 use super::Failure;
 use super::table::{self, number, text};
-use crate::spec::catalog::{Catalog, DEFAULT_DATA_DIR, check_model_name};
+use crate::spec::catalog::{DEFAULT_DATA_DIR, check_model_name};
 use crate::spec::hf;
 use crate::spec::model::ModelSpec;
 use clap::Subcommand;
@@ -104,7 +104,7 @@ fn as_table(models: &[ModelSpec], width: Option<usize>) -> String {
         number("head dim").expendable(4),
         number("context"),
         number("params B"),
-        number("GiB"),
+        number("weights"),
         number("KV B/token").expendable(1),
     ];
     let rows: Vec<Vec<String>> = models
@@ -118,7 +118,7 @@ fn as_table(models: &[ModelSpec], width: Option<usize>) -> String {
                 m.head_dim.to_string(),
                 m.max_position_embeddings.to_string(),
                 format!("{:.2}", m.params() as f64 / 1e9),
-                format!("{:.1}", m.weight_bytes() / f64::from(1 << 30)),
+                format!("{:.1} GiB", m.weight_bytes() / f64::from(1 << 30)),
                 format!("{:.0}", m.kv_bytes_per_token()),
             ]
         })
@@ -184,6 +184,7 @@ fn write(model: &ModelSpec, data_dir: &Path, force: bool) -> Result<PathBuf, Fai
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::catalog::Catalog;
 
     const CONFIG: &str = r#"{"_name_or_path": "acme/tiny", "architectures": ["LlamaForCausalLM"],
         "hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": 512,

@@ -102,7 +102,9 @@ impl DeviceSku {
     /// # Errors
     /// One line that names the field, its value and what was expected.
     pub fn check(&self) -> Result<(), String> {
-        check_name(&self.name)?;
+        for name in std::iter::once(&self.name).chain(&self.aliases) {
+            check_name(name)?;
+        }
         if self.memory_bytes == 0 {
             return Err("memory_bytes is 0; expected at least 1".into());
         }

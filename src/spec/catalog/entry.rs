@@ -50,6 +50,9 @@ impl Entry for ModelSpec {
         &self.aliases
     }
     fn check(&self) -> Result<(), String> {
+        for name in std::iter::once(&self.name).chain(&self.aliases) {
+            check_model_name(name)?;
+        }
         ModelSpec::check(self)
     }
     fn check_name(name: &str) -> Result<(), String> {

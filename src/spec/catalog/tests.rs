@@ -58,7 +58,7 @@ fn every_node_holds_a_known_device_under_its_own_name() {
 }
 
 #[test]
-fn every_node_of_one_wiring_has_one_interconnect() {
+fn every_device_of_a_node_with_several_states_its_link() {
     let (_dir, catalog) = built_in();
     for node in catalog.nodes().unwrap().iter().filter(|n| n.num_devices > 1) {
         assert!(catalog.device(&node.device).unwrap().link_bytes_per_s.is_some(), "{}", node.name);
