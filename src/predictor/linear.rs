@@ -69,10 +69,8 @@ fn basis(degree: usize, rows: Range, xs: Range, row: f64, x: f64) -> Vec<f64> {
     let (a, b) = (chebyshev(rows.scaled(row)), chebyshev(xs.scaled(x)));
     let most = |range: Range, left: usize| if range.is_point() { 0 } else { left };
     let mut terms = Vec::with_capacity(21);
-    for i in 0..=most(rows, degree) {
-        for term in b.iter().take(most(xs, degree - i) + 1) {
-            terms.push(a[i] * term);
-        }
+    for (i, outer) in a.iter().enumerate().take(most(rows, degree) + 1) {
+        terms.extend(b.iter().take(most(xs, degree - i) + 1).map(|inner| outer * inner));
     }
     terms
 }
