@@ -2,4 +2,12 @@
 //! The schema is microsoft/vidur's, so its public profiles are read as they are; `docs/data-format.md`
 //! states it for people.
 
+pub mod cpu;
+pub mod location;
+pub mod read;
+#[cfg(test)]
+mod read_tests;
 pub mod schema;
+mod table;
+
+pub use table::ReadError;
