@@ -15,6 +15,7 @@ pub mod predictor;
 pub mod profiling;
 pub mod report;
 pub mod rng;
+pub mod run;
 pub mod sim;
 pub mod spec;
 pub mod stats;

@@ -76,3 +76,14 @@ pub fn run() -> ExitCode {
         }
     }
 }
+
+/// Prints to stdout. A reader that went away (`vidur … | head`) is no failure.
+fn print(text: &str) -> Result<(), Failure> {
+    use std::io::Write as _;
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failure::user(format!("cannot write to stdout: {e}")))
+        }
+        _ => Ok(()),
+    }
+}

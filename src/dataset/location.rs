@@ -175,6 +175,19 @@ impl ProfileRoot {
         Err(self.not_found(kind, hosts, models))
     }
 
+    /// The description of a device beside its profiles, `compute/<sku>/device.yml`: its name for
+    /// messages and its text; `None` when there is none.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn device_file(
+        &self,
+        sku: &str,
+    ) -> Result<Option<(String, Cow<'static, [u8]>)>, LocateError> {
+        let path = format!("compute/{sku}/device.yml");
+        Ok(self.read(&path)?.map(|bytes| (self.show(&path), bytes)))
+    }
+
     fn with_manifest(
         &self,
         path: &str,

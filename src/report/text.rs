@@ -81,7 +81,7 @@ fn line(out: &mut String, cells: &[String; 6]) {
 /// Four significant digits or whole numbers, digits grouped by commas.
 fn number(v: f64) -> String {
     let decimals = match v.abs() {
-        a if a == 0.0 || a >= 1000.0 => 0,
+        a if a == 0.0 || a >= 999.95 => 0,
         a if a >= 100.0 => 1,
         a if a >= 10.0 => 2,
         _ => 3,
@@ -108,7 +108,7 @@ mod tests {
 
     #[test]
     fn numbers_keep_four_digits() {
-        let cases = [(0.0, "0"), (0.1234, "0.123"), (12.345, "12.35"), (999.96, "1000.0")];
+        let cases = [(0.0, "0"), (0.1234, "0.123"), (12.345, "12.35"), (999.96, "1,000")];
         for (v, text) in cases {
             assert_eq!(number(v), text);
         }

@@ -4,3 +4,4 @@
 mod sim_properties;
 mod sim_scenarios;
 mod support;
+mod tidy;

@@ -1,0 +1,12 @@
+//! A run: its config file, what that resolves to, and running it. Where profiling's data,
+//! predictor, workload and simulator meet.
+
+mod config;
+mod overrides;
+mod resolve;
+
+pub use config::{
+    ClusterConfig, KvCacheConfig, KvSize, RunConfig, VidurCompat, VidurMemoryPlanner,
+};
+pub use overrides::ConfigError;
+pub use resolve::{DeploymentReport, KvReport, ResolveError, Run};
