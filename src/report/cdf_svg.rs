@@ -28,7 +28,7 @@ pub fn draw(title: &str, mut values: Vec<f64>) -> Result<Option<String>, String>
             .margin(12)
             .x_label_area_size(42)
             .y_label_area_size(52)
-            .build_cartesian_2d(low - margin..high + margin, 0.0..1.0)
+            .build_cartesian_2d(low - margin..high + 5.0 * margin, 0.0..1.0)
             .map_err(|e| text(&e))?;
         chart
             .configure_mesh()
@@ -54,13 +54,12 @@ pub fn draw(title: &str, mut values: Vec<f64>) -> Result<Option<String>, String>
             chart
                 .draw_series([Circle::new(at, 3, RGBColor(190, 60, 40).filled())])
                 .map_err(|e| text(&e))?;
-            let right_half = at.0 > (low + high) / 2.0;
-            let anchor = if right_half { -112 } else { 8 };
             chart
                 .draw_series([EmptyElement::at(at)
                     + Text::new(
                         format!("{name} {} ms", short(v)),
-                        (anchor, if q > 0.95 { 8 } else { -6 }),
+                        // Below and right of a rising curve there is room.
+                        (8, 3),
                         ("sans-serif", 13),
                     )])
                 .map_err(|e| text(&e))?;
