@@ -133,7 +133,7 @@ mod tests {
         assert_eq!(
             read(&["org/m"], 4).unwrap_err().to_string(),
             "cpu.csv: no rows with tensor_parallel_degree = 4; it has 2: choose one of these, or \
-             measure the degree that is missing"
+             measure what is missing"
         );
         assert!(read(&["x"], 2).unwrap_err().to_string().contains("it has org/m"));
     }

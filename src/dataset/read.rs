@@ -184,8 +184,8 @@ impl Request<'_> {
     /// Adds the operators of an attention.csv to `set`.
     ///
     /// Prefill rows (a chunk above 0) feed `attn_prefill`, decode rows `attn_decode`: what the
-    /// other column holds there (empty or 0) is "not measured". `attn_kv_cache_save` is taken from both, as a
-    /// function of the tokens written: the chunk, or one per sequence.
+    /// other column holds there (empty or 0) is "not measured". `attn_kv_cache_save` is taken
+    /// from both, as a function of the tokens written: the chunk, or one per sequence.
     ///
     /// # Errors
     /// When the file cannot be used; the message names line and column.

@@ -132,7 +132,7 @@ fn rows_of_another_block_size_can_be_left_out() {
     assert_eq!(
         attention(&[Op::AttnPrefill], Some(1)).unwrap_err().to_string(),
         "attention.csv: no rows with block_size = 1; it has 16, 32: choose one of these, or \
-         measure the degree that is missing"
+         measure what is missing"
     );
 }
 
@@ -222,7 +222,7 @@ fn an_absent_degree_or_shape_is_named_with_what_there_is() {
     assert_eq!(
         mlp_with(MLP.as_bytes(), 4, MissingValues::Refuse).unwrap_err().to_string(),
         "mlp.csv: no rows with num_tensor_parallel_workers = 4; it has 1, 2: choose one of these, \
-         or measure the degree that is missing"
+         or measure what is missing"
     );
     assert_eq!(
         message(&MLP.replace(",64,128,", ",32,128,")),
@@ -266,7 +266,7 @@ fn collectives_are_those_of_the_group_inside_one_node() {
     assert_eq!(
         collective(Op::AllReduce, REDUCE, 8, 1).unwrap_err().to_string(),
         "network.csv: no rows with num_workers = 8; it has 2, 4: choose one of these, or measure \
-         the degree that is missing"
+         what is missing"
     );
     let send = REDUCE.replace("all_reduce", "send_recv");
     let near = collective(Op::SendRecv, &send, 2, 2).unwrap();

@@ -79,7 +79,7 @@ pub enum ReadError {
     },
     /// Rows of the model, none at this degree of parallelism.
     #[error(
-        "{file}: no rows with {column} = {wanted}; it has {present}: choose one of these, or measure the degree that is missing"
+        "{file}: no rows with {column} = {wanted}; it has {present}: choose one of these, or measure what is missing"
     )]
     NoDegree {
         /// Path.
@@ -129,8 +129,8 @@ pub(super) fn line(row: &ByteRecord) -> u64 {
     row.position().map_or(0, |p| p.line())
 }
 
-/// The line of a row. The csv crate notes where the last row ended, which is before the line feed of a
-/// `\r\n` and before blank lines.
+/// The line of a row. The csv crate notes where the last row ended, which is before the line feed
+/// of a `\r\n` and before blank lines.
 fn first_line(bytes: &[u8], position: &Position) -> u64 {
     let rest = bytes.get(position.byte() as usize..).unwrap_or_default();
     let blank = rest.iter().take_while(|b| matches!(b, b'\r' | b'\n'));
@@ -186,7 +186,8 @@ impl<'a> Table<'a> {
     }
 
     pub fn text<'r>(&self, row: &'r ByteRecord, column: Column) -> &'r str {
-        // Every row has as many cells as the header, and the file is UTF-8: neither default is taken.
+        // Every row has as many cells as the header, and the file is UTF-8: neither default is
+        // taken.
         std::str::from_utf8(row.get(column.0).unwrap_or_default()).unwrap_or_default().trim()
     }
 

@@ -4,18 +4,24 @@
 ///
 /// Between points: piecewise cubic Hermite interpolation with the slopes of Fritsch and Carlson
 /// (1980, in the weighted harmonic form of Fritsch and Butland 1984, as in scipy's
-/// `PchipInterpolator`): continuous with continuous slope, exact at the points, monotone wherever the points
-/// are, and never outside the two neighbouring values.
+/// `PchipInterpolator`): continuous with continuous slope, exact at the points, monotone wherever
+/// the points are, and never outside the two neighbouring values.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Curve {
     xs: Vec<f64>,
     segments: Vec<Segment>,
     last_ms: f64,
+    /// Equal slices of the range, several per point: the segment that each begins in.
+    slices: Vec<u32>,
+    slices_per_x: f64,
 }
 
-/// `ms + t (slope + t (quadratic + t cubic))` with `t = x - x0`, kept within `low..=high`.
+/// `ms + t (slope + t (quadratic + t cubic))` with `t = x - from`, kept within `low..=high`. One
+/// cache line: all that a query reads.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Segment {
+    from: f64,
+    to: f64,
     ms: f64,
     slope: f64,
     quadratic: f64,
@@ -27,7 +33,7 @@ struct Segment {
 impl Curve {
     /// The curve through `points`, `(x, ms)` by strictly ascending x; `None` of no points.
     pub fn through(points: &[(f64, f64)]) -> Option<Curve> {
-        let &(_, last_ms) = points.last()?;
+        let &(last_x, last_ms) = points.last()?;
         let steps: Vec<(f64, f64)> = points
             .windows(2)
             .map(|p| (p[1].0 - p[0].0, (p[1].1 - p[0].1) / (p[1].0 - p[0].0)))
@@ -37,6 +43,8 @@ impl Curve {
             let (left, right) = (slopes[i], slopes[i + 1]);
             let (a, b) = (points[i].1, points[i + 1].1);
             Segment {
+                from: points[i].0,
+                to: points[i + 1].0,
                 ms: a,
                 slope: left,
                 quadratic: (3.0 * secant - 2.0 * left - right) / h,
@@ -45,9 +53,20 @@ impl Curve {
                 high: a.max(b),
             }
         });
+        let segments: Vec<Segment> = segments.collect();
+        let xs: Vec<f64> = points.iter().map(|p| p.0).collect();
+        let count = 4 * segments.len();
+        let width = last_x - xs[0];
+        let begins = |slice: usize| {
+            let x = xs[0] + width * (slice as f64 / count as f64);
+            // One back, so that rounding of the slice's edge cannot skip a segment.
+            xs.partition_point(|p| *p <= x).saturating_sub(2) as u32
+        };
         Some(Curve {
-            segments: segments.collect(),
-            xs: points.iter().map(|p| p.0).collect(),
+            slices: (0..count).map(begins).collect(),
+            slices_per_x: if width > 0.0 { count as f64 / width } else { 0.0 },
+            segments,
+            xs,
             last_ms,
         })
     }
@@ -70,10 +89,12 @@ impl Curve {
 
     /// The time at `x`; outside the measured range the time at the nearer end.
     pub fn at(&self, x: f64) -> f64 {
-        let after = self.xs.partition_point(|p| *p <= x);
-        let i = after.saturating_sub(1);
-        let Some(s) = self.segments.get(i) else { return self.last_ms };
-        let t = (x - self.xs[i]).max(0.0);
+        // A slice begins at most a few segments before `x`; below the range the cast gives slice 0.
+        let slice = ((x - self.xs[0]) * self.slices_per_x) as usize;
+        let Some(&first) = self.slices.get(slice) else { return self.last_ms };
+        let mut rest = self.segments[first as usize..].iter();
+        let Some(s) = rest.find(|s| x < s.to) else { return self.last_ms };
+        let t = (x - s.from).max(0.0);
         let ms = s.ms + t * (s.slope + t * (s.quadratic + t * s.cubic));
         ms.max(s.low).min(s.high)
     }
@@ -130,6 +151,22 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn the_segment_found_is_the_one_that_bisection_finds(
+            points in points(), share in -0.1..1.1f64,
+        ) {
+            let curve = Curve::through(&points).unwrap();
+            let (first, last) = curve.range();
+            let x = first + share * (last - first);
+            let i = curve.xs.partition_point(|p| *p <= x).saturating_sub(1);
+            let want = curve.segments.get(i).map_or(curve.last_ms, |s| {
+                let t = (x - s.from).max(0.0);
+                let ms = s.ms + t * (s.slope + t * (s.quadratic + t * s.cubic));
+                ms.max(s.low).min(s.high)
+            });
+            prop_assert_eq!(curve.at(x), want);
+        }
+
         #[test]
         fn exact_at_the_points(points in points()) {
             let curve = Curve::through(&points).unwrap();

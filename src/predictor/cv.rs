@@ -1,9 +1,9 @@
 //! Held-out error: how far a predictor is off at points that it was not fitted to.
 //!
 //! All rows of one point go to the same fold, else a repeated measurement would predict itself.
-//! Points are dealt round-robin in ascending order, so that every fold covers the whole range. The first and last
-//! point of every curve are never held out: what is measured is interpolation, and
-//! what lies beyond is flagged as extrapolated wherever it is used. Nothing is random.
+//! Points are dealt round-robin in ascending order, so that every fold covers the whole range.
+//! The first and last point of every curve are never held out: what is measured is interpolation,
+//! and what lies beyond is flagged as extrapolated wherever it is used. Nothing is random.
 
 use super::OpModel;
 use super::features::{axes, point_of};

@@ -1,4 +1,5 @@
-//! The two numbers that an operator's time is a function of: `row` chooses a curve, `x` a point on it.
+//! The two numbers that an operator's time is a function of: `row` chooses a curve, `x` a point
+//! on it.
 //!
 //! | operator | row | x |
 //! |---|---|---|

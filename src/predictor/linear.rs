@@ -1,10 +1,11 @@
-//! Polynomial regression, for comparison with Vidur's `linear_regression` predictor and for profiles too
-//! noisy to interpolate.
+//! Polynomial regression, for comparison with Vidur's `linear_regression` predictor and for
+//! profiles too noisy to interpolate.
 //!
 //! Least squares of the *relative* error (every row divided by its time), by linfa's
-//! `LinearRegression`: plain least squares would fit the largest shapes only. The basis is Chebyshev polynomials of
-//! the features scaled to -1..=1: the same functions as powers, but conditioned well enough for
-//! degree 5. The degree, 1 to 5, is the one with the smallest held-out error.
+//! `LinearRegression`: plain least squares would fit the largest shapes only. The basis is
+//! Chebyshev polynomials of the features scaled to -1..=1: the same functions as powers, but
+//! conditioned well enough for degree 5. The degree, 1 to 5, is the one with the smallest
+//! held-out error.
 
 use super::cv::held_out;
 use super::features::axes;
@@ -139,8 +140,9 @@ impl Polynomial {
 }
 
 impl OpModel for Polynomial {
-    /// Inside the measured box: the polynomial, not below the smallest measured time. Outside: the value at the nearest
-    /// point of the box, scaled by the roofline, since a polynomial leaves its data at once.
+    /// Inside the measured box: the polynomial, not below the smallest measured time. Outside:
+    /// the value at the nearest point of the box, scaled by the roofline, since a polynomial
+    /// leaves its data at once.
     fn predict(&self, input: OpInput) -> Prediction {
         let (row, x) = axes(input);
         let nearest =

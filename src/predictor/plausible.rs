@@ -5,9 +5,9 @@ use super::roofline::RooflineContext;
 use crate::dataset::read::{MissingValues, ProfileSet};
 use crate::dataset::schema::time_column;
 
-/// A time below this share of the arithmetic at peak is no measurement. Peaks on data sheets are exact
-/// to a few per cent; the fastest true rows of the public A30 and A100 profiles take 1.15 times as
-/// long as the peak allows, the broken ones (76 rows of the A30's `attn_pre_proj`, a
+/// A time below this share of the arithmetic at peak is no measurement. Peaks on data sheets are
+/// exact to a few per cent; the fastest true rows of the public A30 and A100 profiles take 1.15
+/// times as long as the peak allows, the broken ones (76 rows of the A30's `attn_pre_proj`, a
 /// profiler that attributed the wrong kernel) 0.05 times or less.
 const LEAST_SHARE: f64 = 0.5;
 

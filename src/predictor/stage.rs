@@ -3,8 +3,9 @@
 //! Operators that depend on nothing but the number of tokens are added up beforehand, for every
 //! number of tokens that a batch may have; a query then costs one look-up and the attention.
 //!
-//! Each operator's time is rounded to 2⁻³² ms (0.2 femtoseconds) first. Sums of such numbers below 2²¹ ms are exact in
-//! 64-bit floats in any order, so that the table and [`CostModel::stage_breakdown`] agree to the nanosecond.
+//! Each operator's time is rounded to 2⁻³² ms (0.2 picoseconds) first. Sums of such numbers below
+//! 2²¹ ms are exact in 64-bit floats in any order, so that the table and
+//! [`CostModel::stage_breakdown`] agree to the nanosecond.
 
 use super::config::{AttentionBatchingOverhead, Limits};
 use super::window::equivalent_chunk;
@@ -53,11 +54,12 @@ pub struct StageSettings {
     pub limits: Limits,
 }
 
-/// Rounds to 2⁻³² ms, and keeps sums far inside the range of [`SimDuration`].
+/// Rounds to a multiple of 2⁻³² ms, and keeps sums far inside the range of [`SimDuration`].
 fn rounded(ms: f64) -> f64 {
-    const UNIT: f64 = 4_294_967_296.0;
     const MOST_MS: f64 = 5e11;
-    (ms.min(MOST_MS) * UNIT).round() / UNIT
+    // Floats from 2²⁰ to 2²¹ are 2⁻³² apart: the addition rounds, the subtraction is exact.
+    const SHIFT: f64 = 1_572_864.0;
+    (ms.min(MOST_MS) + SHIFT) - SHIFT
 }
 
 impl StageCost {
@@ -211,5 +213,21 @@ impl CostModel for StageCost {
             }
         }
         times
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn rounding_is_to_the_nearest_multiple(ms in 0.0..5e5f64) {
+            const UNIT: f64 = 4_294_967_296.0;
+            let r = rounded(ms);
+            prop_assert_eq!((r * UNIT).fract(), 0.0);
+            prop_assert!((r - ms).abs() <= 0.5 / UNIT && r >= 0.0);
+        }
     }
 }
