@@ -1,51 +1,22 @@
 //! `vidur fit`: how far is a predictor off at points that it has not seen?
 
 use super::Failure;
-use crate::dataset::location::ProfileRoot;
 use crate::dataset::read::{MissingValues, OpSamples};
 use crate::predictor::cv::{HeldOut, Pair, held_out};
 use crate::predictor::features::axes;
 use crate::predictor::provenance::{MeasuredRange, measured};
 use crate::predictor::roofline::{Roofline, RooflineContext};
 use crate::predictor::{OperatorSettings, PredictorConfig, fit, load};
-use crate::report::files::{fresh_directory, write_atomically};
 use crate::report::fit_svg::{Panel, draw};
+use crate::run::lookup;
+use crate::spec::catalog::Catalog;
 use crate::spec::ops::{Feature, Op};
 use crate::spec::parallel::Parallelism;
 use clap::ValueEnum;
 use comfy_table::{CellAlignment, Table, presets};
 use rayon::prelude::*;
-use std::path::{Path, PathBuf};
-use std::time::SystemTime;
-
-use catalog_until_merged::Catalog;
-
-/// To be replaced by `use crate::spec::catalog::Catalog;`, which has the same three functions.
-mod catalog_until_merged {
-    use crate::spec::{device::DeviceSku, model::ModelSpec};
-    use std::path::Path;
-
-    pub struct Catalog;
-
-    impl Catalog {
-        pub fn open(_: Option<&Path>) -> Result<Catalog, String> {
-            Ok(Catalog)
-        }
-
-        pub fn model(&self, name: &str) -> Result<ModelSpec, String> {
-            read(name)
-        }
-
-        pub fn device(&self, name: &str) -> Result<DeviceSku, String> {
-            read(name)
-        }
-    }
-
-    fn read<T: serde::de::DeserializeOwned>(path: &str) -> Result<T, String> {
-        let text = std::fs::read_to_string(path).map_err(|e| format!("{path}: {e}"))?;
-        serde_saphyr::from_str(&text).map_err(|e| format!("{path}: {e}"))
-    }
-}
+use std::io::Write as _;
+use std::path::PathBuf;
 
 /// Fit a predictor to the profiles of a model on a device, and report its error on points that
 /// were held out, operator by operator.
@@ -57,12 +28,12 @@ pub struct Args {
     /// Device, as `vidur devices` lists it.
     #[arg(long)]
     sku: String,
-    /// Folder of profiles; the built-in ones when absent.
+    /// Folder of profiles [default: data/profiling, else the built-in ones]
     #[arg(long, value_name = "DIR")]
     profiling_dir: Option<PathBuf>,
-    /// Folder with model_configs/ and device_skus/; the built-in catalogue when absent.
+    /// Folder of models and devices that take precedence over the built-in ones
     #[arg(long, value_name = "DIR")]
-    catalog_dir: Option<PathBuf>,
+    data_dir: Option<PathBuf>,
     /// Devices that share each layer.
     #[arg(long, default_value_t = 1, value_name = "N")]
     tensor_parallel: u32,
@@ -78,8 +49,8 @@ pub struct Args {
     /// What to do with rows whose time is empty, NaN, or impossibly short.
     #[arg(long, value_enum, default_value_t = Missing::Refuse)]
     missing_values: Missing,
-    /// Where to write fit.svg; a new folder under runs/ when absent.
-    #[arg(long, value_name = "DIR")]
+    /// New folder for fit.svg [default: runs/<time>-fit-<model>-<sku>]
+    #[arg(long, short, value_name = "DIR")]
     output_dir: Option<PathBuf>,
 }
 
@@ -100,22 +71,14 @@ enum Missing {
 }
 
 pub fn run(args: Args) -> Result<(), Failure> {
-    let catalog = Catalog::open(args.catalog_dir.as_deref()).map_err(Failure::user)?;
+    let catalog = Catalog::open(args.data_dir.as_deref());
     let model = catalog.model(&args.model).map_err(Failure::user)?;
-    let device = catalog.device(&args.sku).map_err(Failure::user)?;
-    let root = match &args.profiling_dir {
-        Some(dir) => ProfileRoot::directory(dir).map_err(Failure::user)?,
-        None => ProfileRoot::BuiltIn,
-    };
-    if let Some(dir) = &args.output_dir {
-        let picture = dir.join("fit.svg");
-        if picture.exists() {
-            return Err(Failure::user(format!(
-                "{} exists already; choose another --output-dir, or delete it",
-                picture.display()
-            )));
-        }
-    }
+    let root = lookup::profile_root(args.profiling_dir.as_deref(), &args.sku, &model)
+        .map_err(Failure::user)?;
+    let device = lookup::device(&args.sku, &catalog, &root).map_err(Failure::user)?;
+    // Taken before the work, so that a folder that cannot be written costs no time.
+    let name = format!("fit-{}-{}", model.short_name(), device.name);
+    let dir = super::new_run_dir(args.output_dir.as_deref(), &name)?;
     let config = config_of(&args);
     let parallel = Parallelism { tensor_parallel: args.tensor_parallel, pipeline_parallel: 1 };
     let network = args.network_device.as_deref();
@@ -141,7 +104,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
         .map_err(Failure::user)?;
 
     let fitted: Vec<(&OpSamples, &HeldOut)> = profiles.ops.iter().zip(&results).collect();
-    println!("{}", table(&fitted));
+    super::print(&format!("{}\n", table(&fitted)))?;
     let heading = format!(
         "{} on {}, tensor parallel {}: {}, {folds} folds",
         model.name,
@@ -150,10 +113,9 @@ pub fn run(args: Args) -> Result<(), Failure> {
         config.name()
     );
     let svg = draw(&heading, &panels(&fitted)).map_err(Failure::internal)?;
-    let dir = output_dir(&args, &model.name, &device.name)?;
-    let path = dir.join("fit.svg");
-    write_atomically(&path, svg.as_bytes()).map_err(|e| cannot_write(&path, &e))?;
-    eprintln!("wrote {}", path.display());
+    dir.write("fit.svg", |out| out.write_all(svg.as_bytes())).map_err(Failure::user)?;
+    let path = dir.finish().map_err(Failure::user)?;
+    eprintln!("wrote {}", path.join("fit.svg").display());
     Ok(())
 }
 
@@ -167,21 +129,6 @@ fn config_of(args: &Args) -> PredictorConfig {
         Method::Interpolate => PredictorConfig::Interpolate(settings),
         Method::Linear => PredictorConfig::Linear(settings),
     }
-}
-
-fn output_dir(args: &Args, model: &str, sku: &str) -> Result<PathBuf, Failure> {
-    if let Some(dir) = &args.output_dir {
-        std::fs::create_dir_all(dir).map_err(|e| cannot_write(dir, &e))?;
-        return Ok(dir.clone());
-    }
-    let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string().replace(':', "-");
-    let name = format!("{now}-fit-{}-{sku}", model.replace('/', "_"));
-    let runs = Path::new("runs");
-    fresh_directory(runs, &name).map_err(|e| cannot_write(runs, &e))
-}
-
-fn cannot_write(path: &Path, error: &std::io::Error) -> Failure {
-    Failure::user(format!("{}: cannot be written: {error}", path.display()))
 }
 
 fn table(fitted: &[(&OpSamples, &HeldOut)]) -> Table {

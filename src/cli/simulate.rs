@@ -11,7 +11,7 @@ use crate::units::SimTime;
 use serde_json::json;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 /// Batches beyond which no trace is written unless it is asked for: viewers do not open more.
 const MAX_TRACE_SPANS: u64 = 300_000;
@@ -65,10 +65,10 @@ pub fn run(args: Args) -> Result<(), Failure> {
         eprintln!("warning: {warning}");
     }
     // Taken before the work, so that a folder that cannot be written costs no time.
-    let dir = match (args.no_output, &args.output_dir) {
-        (true, _) => None,
-        (false, Some(dir)) => Some(RunDir::create(dir).map_err(Failure::user)?),
-        (false, None) => Some(fresh_dir(&run)?),
+    let name = format!("{}-{}", run.model.short_name(), run.device.name);
+    let dir = match args.no_output {
+        true => None,
+        false => Some(super::new_run_dir(args.output_dir.as_deref(), &name)?),
     };
     let (outcome, recorder, Silent) = run.execute(dir.is_some(), Silent).map_err(|e| match e {
         crate::sim::SimError::Stuck { .. } => Failure::internal(e),
@@ -120,22 +120,6 @@ fn read(path: &Path) -> Result<String, Failure> {
         return Err(failed(&"is a directory"));
     }
     std::fs::read_to_string(path).map_err(|e| failed(&e))
-}
-
-/// `runs/<time>-<model>-<sku>`, with a number behind it when the second is taken.
-fn fresh_dir(run: &Run) -> Result<RunDir, Failure> {
-    let time = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
-    let time = time.replace(['-', ':'], "").replace('T', "-").replace('Z', "");
-    let model = run.model.name.rsplit('/').next().unwrap_or(&run.model.name).to_owned();
-    let base = format!("runs/{time}-{model}-{}", run.device.name);
-    for attempt in 1..1000 {
-        let name = if attempt == 1 { base.clone() } else { format!("{base}-{attempt}") };
-        match RunDir::create(Path::new(&name)) {
-            Err(RunDirError::Exists { .. }) => continue,
-            other => return other.map_err(Failure::user),
-        }
-    }
-    Err(Failure::user(format!("{base}: a thousand runs have this name; give --output-dir")))
 }
 
 fn headline(run: &Run) -> String {
@@ -194,13 +178,14 @@ fn write_files(
     if recorder.spans.len() as u64 <= MAX_TRACE_SPANS {
         dir.write("chrome_trace.json", |out| chrome_trace::write(&recorder.spans, out))?;
     }
-    let charts: [(&str, &str, fn(&RequestRecord) -> Option<f64>); 3] = [
-        ("ttft_cdf.svg", "Time to first token", |r| Some(r.ttft_ms())),
-        ("tpot_cdf.svg", "Time per output token", RequestRecord::tpot_ms),
-        ("e2e_cdf.svg", "End-to-end latency", |r| Some(r.e2e_ms())),
-    ];
-    for (name, title, value) in charts {
-        let values = recorder.requests.iter().filter_map(value).collect();
+    let values = |value: fn(&RequestRecord) -> Option<f64>| -> Vec<f64> {
+        recorder.requests.iter().filter_map(value).collect()
+    };
+    for (name, title, values) in [
+        ("ttft_cdf.svg", "Time to first token", values(|r| Some(r.ttft_ms()))),
+        ("tpot_cdf.svg", "Time per output token", values(RequestRecord::tpot_ms)),
+        ("e2e_cdf.svg", "End-to-end latency", values(|r| Some(r.e2e_ms()))),
+    ] {
         let svg = cdf_svg::draw(title, values)
             .map_err(|cause| RunDirError::Io { path: name.to_owned(), cause })?;
         if let Some(svg) = svg {

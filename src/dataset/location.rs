@@ -109,7 +109,7 @@ impl ProfileKind {
         match self {
             ProfileKind::Mlp => "vidur profile mlp",
             ProfileKind::Attention => "vidur profile attention",
-            ProfileKind::AllReduce | ProfileKind::SendRecv => "vidur profile network",
+            ProfileKind::AllReduce | ProfileKind::SendRecv => "vidur profile collectives",
             ProfileKind::CpuOverhead => "vidur profile cpu-overhead",
         }
     }
@@ -175,17 +175,15 @@ impl ProfileRoot {
         Err(self.not_found(kind, hosts, models))
     }
 
-    /// The description of a device beside its profiles, `compute/<sku>/device.yml`: its name for
-    /// messages and its text; `None` when there is none.
+    /// The description of a device beside its profiles, `compute/<sku>/device.yml`; `None` when
+    /// there is none.
     ///
     /// # Errors
     /// When it cannot be read.
-    pub fn device_file(
-        &self,
-        sku: &str,
-    ) -> Result<Option<(String, Cow<'static, [u8]>)>, LocateError> {
+    pub fn device_file(&self, sku: &str) -> Result<Option<ProfileFile>, LocateError> {
         let path = format!("compute/{sku}/device.yml");
-        Ok(self.read(&path)?.map(|bytes| (self.show(&path), bytes)))
+        let file = |bytes| ProfileFile { name: self.show(&path), bytes, manifest: None };
+        Ok(self.read(&path)?.map(file))
     }
 
     fn with_manifest(

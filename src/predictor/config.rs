@@ -44,7 +44,6 @@ pub struct OperatorSettings {
     /// What to do with rows whose time is empty, NaN, or impossibly short.
     pub missing_values: MissingValues,
     /// Which operators a layer is taken to run.
-    #[serde(with = "LayerSumName")]
     pub layer_sum: LayerSum,
     /// Slow-down of attention over several sequences, against the same work in one.
     pub attention_batching_overhead: AttentionBatchingOverhead,
@@ -77,14 +76,6 @@ pub struct AttentionBatchingOverhead {
     pub prefill: f64,
     /// Share added to decode attention.
     pub decode: f64,
-}
-
-/// Names of [`LayerSum`] in YAML.
-#[derive(Serialize, Deserialize)]
-#[serde(remote = "LayerSum", rename_all = "snake_case")]
-enum LayerSumName {
-    Engine,
-    Vidur,
 }
 
 /// How large a batch may be: the range for which times are worked out beforehand. Larger

@@ -2,7 +2,6 @@
 
 pub mod cdf_svg;
 pub mod chrome_trace;
-pub mod files;
 pub mod fit_svg;
 pub mod request_csv;
 pub mod run_dir;

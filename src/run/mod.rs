@@ -2,11 +2,13 @@
 //! predictor, workload and simulator meet.
 
 mod config;
+pub mod lookup;
 mod overrides;
 mod resolve;
 
 pub use config::{
     ClusterConfig, KvCacheConfig, KvSize, RunConfig, VidurCompat, VidurMemoryPlanner,
 };
+pub use lookup::ResolveError;
 pub use overrides::ConfigError;
-pub use resolve::{DeploymentReport, KvReport, ResolveError, Run};
+pub use resolve::{DeploymentReport, KvReport, Run};

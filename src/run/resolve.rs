@@ -1,8 +1,8 @@
 //! From a config to everything that a simulation needs, all checked before anything runs.
 
 use super::config::{KvSize, RunConfig};
+use super::lookup::{self, ResolveError, at};
 use super::overrides::expand;
-use crate::dataset::location::{ProfileKind, ProfileRoot};
 use crate::metrics::Recorder;
 use crate::predictor::{self, Limits, Provenance, StageCost};
 use crate::sim::{self, BatchLimits, Observer, Outcome, SimConfig, SimError};
@@ -12,9 +12,7 @@ use crate::spec::memory::{self, MemoryPlan, VidurPlan};
 use crate::spec::model::{Dtype, ModelSpec};
 use crate::spec::parallel::Parallelism;
 use crate::workload::Workload;
-use crate::yaml;
 use serde::Serialize;
-use std::path::Path;
 
 /// A run that can start.
 pub struct Run {
@@ -70,15 +68,6 @@ pub struct DeploymentReport<'a> {
     pub workload: &'a str,
 }
 
-/// Why a config cannot run: one line that names the field and the cure.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct ResolveError(pub String);
-
-fn at<E: std::fmt::Display>(field: &str) -> impl FnOnce(E) -> ResolveError + '_ {
-    move |e| ResolveError(format!("{field}: {e}"))
-}
-
 fn plain<E: std::fmt::Display>(e: E) -> ResolveError {
     ResolveError(e.to_string())
 }
@@ -108,12 +97,9 @@ impl Run {
         check_kv(&config)?;
         let limits = config.scheduler.limits(parallel.pipeline_parallel);
 
-        let names: Vec<&str> = [model.name.as_str()]
-            .into_iter()
-            .chain(model.aliases.iter().map(String::as_str))
-            .collect();
-        let root = profile_root(&config, &names)?;
-        let device = find_device(&config.cluster.sku, catalog, &root)?;
+        let sku = &config.cluster.sku;
+        let root = lookup::profile_root(config.profiling_dir.as_deref(), sku, &model)?;
+        let device = lookup::device(sku, catalog, &root)?;
         let dtype = compute_dtype(&model, &device);
         let (kv, num_blocks) = size_kv(&config, &model, &device, parallel, dtype, limits)?;
 
@@ -180,38 +166,6 @@ fn expand_paths(config: &mut RunConfig) -> Result<(), ResolveError> {
         *file = expand(&file.to_string_lossy(), variable).map_err(at("workload"))?.into();
     }
     Ok(())
-}
-
-/// Where profiles are read from: the folder asked for, else `data/profiling` if it has this model
-/// on this device, else the profiles compiled into the program.
-fn profile_root(config: &RunConfig, models: &[&str]) -> Result<ProfileRoot, ResolveError> {
-    if let Some(dir) = &config.profiling_dir {
-        return ProfileRoot::directory(dir).map_err(at("profiling_dir"));
-    }
-    let local = Path::new("data/profiling");
-    if local.is_dir() {
-        let root = ProfileRoot::Directory(local.into());
-        if root.find(ProfileKind::Mlp, &[&config.cluster.sku], models).is_ok() {
-            return Ok(root);
-        }
-    }
-    Ok(ProfileRoot::BuiltIn)
-}
-
-/// The device of the catalogue, or the one that was described beside its profiles.
-fn find_device(
-    sku: &str,
-    catalog: &Catalog,
-    root: &ProfileRoot,
-) -> Result<DeviceSku, ResolveError> {
-    let field = "cluster.sku";
-    if let Some((file, bytes)) = root.device_file(sku).map_err(at(field))? {
-        let text = std::str::from_utf8(&bytes).map_err(at(&file))?;
-        let device: DeviceSku = yaml::from_str(text, &file).map_err(at(field))?;
-        device.check().map_err(at(&file))?;
-        return Ok(device);
-    }
-    catalog.device(sku).map_err(at(field))
 }
 
 /// The number format that the model runs in: its own where the device computes in it, else the

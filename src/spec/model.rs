@@ -151,6 +151,16 @@ impl Dtype {
 }
 
 impl ModelSpec {
+    /// The name without its organisation.
+    pub fn short_name(&self) -> &str {
+        self.name.rsplit('/').next().unwrap_or(&self.name)
+    }
+
+    /// Every id that profiles of this model may be stored under, its own first.
+    pub fn names(&self) -> Vec<&str> {
+        [self.name.as_str()].into_iter().chain(self.aliases.iter().map(String::as_str)).collect()
+    }
+
     /// Width of all query heads together; equals `hidden_size` in most models, not in Qwen3-0.6B.
     pub fn q_size(&self) -> u64 {
         u64::from(self.num_attention_heads) * u64::from(self.head_dim)
