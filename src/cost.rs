@@ -54,8 +54,13 @@ impl BatchShape {
 /// The answer for one batch on one pipeline stage.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StepCost {
-    /// How long the stage is busy with the batch.
+    /// How long the stage is busy with the batch, in whole nanoseconds.
     pub duration: SimDuration,
+    /// What that leaves out, in units of 2⁻³² ns: the simulator carries it over to the stage's next
+    /// step, so that errors do not add up over the steps of a long run.
+    pub fraction: u32,
+    /// The part of it in which the host works and the device waits.
+    pub host: SimDuration,
     /// Whether any operator was asked outside the range that was measured.
     pub extrapolated: bool,
 }
@@ -75,7 +80,7 @@ pub struct OpTime {
 ///
 /// Precondition: the batch holds at least one token. Postconditions: the same question always gets
 /// the same answer; durations are finite; [`CostModel::stage_cost`] is the sum of
-/// [`CostModel::stage_breakdown`] rounded once to nanoseconds.
+/// [`CostModel::stage_breakdown`] cut once to nanoseconds and fraction.
 pub trait CostModel: Send + Sync {
     /// Pipeline stages that the model is split into, at least 1.
     fn num_stages(&self) -> u32;

@@ -10,7 +10,7 @@ use crate::units::{SimDuration, SimTime};
 pub struct RequestRecord {
     /// When it reached the router.
     pub arrived_at: SimTime,
-    /// Start of the first batch that it was in.
+    /// When it was first put into a batch.
     pub scheduled_at: SimTime,
     /// When its first output token appeared.
     pub first_token_at: SimTime,
@@ -18,6 +18,8 @@ pub struct RequestRecord {
     pub completed_at: SimTime,
     /// Time in running batches, all stages.
     pub execution: SimDuration,
+    /// The part of it in which the host worked and the device waited.
+    pub host: SimDuration,
     /// Tokens of the prompt.
     pub prompt_tokens: u32,
     /// Tokens generated.
@@ -78,8 +80,8 @@ pub struct Recorder {
     /// Blocks times nanoseconds, all replicas.
     kv_area: u128,
     kv_now: Vec<(u32, SimTime)>,
-    /// Execution time so far of batches under way, by batch id.
-    under_way: Vec<(u64, SimDuration)>,
+    /// Execution and host time so far of batches under way, by batch id.
+    under_way: Vec<(u64, SimDuration, SimDuration)>,
     keep_spans: bool,
 }
 
@@ -120,6 +122,7 @@ impl Observer for Recorder {
             first_token_at: SimTime::NEVER,
             completed_at: SimTime::NEVER,
             execution: SimDuration::ZERO,
+            host: SimDuration::ZERO,
             prompt_tokens: request.prompt_tokens,
             output_tokens: request.output_tokens,
             restarts: 0,
@@ -128,12 +131,19 @@ impl Observer for Recorder {
         });
     }
 
-    fn batch_formed(&mut self, _: SimTime, _: ReplicaId, batch: &Batch, kv: &KvBlocks) {
+    fn batch_formed(&mut self, now: SimTime, _: ReplicaId, batch: &Batch, kv: &KvBlocks) {
         self.num_batches += 1;
         self.batch_requests += batch.len() as u64;
         self.batch_tokens += batch.shape.num_tokens();
         self.kv_capacity = kv.capacity();
-        self.under_way.push((batch.id, SimDuration::ZERO));
+        // A request is first scheduled with a prompt chunk.
+        if !batch.shape.prefills.is_empty() {
+            for entry in &batch.entries {
+                let record = &mut self.requests[entry.request.index()];
+                record.scheduled_at = record.scheduled_at.min(now);
+            }
+        }
+        self.under_way.push((batch.id, SimDuration::ZERO, SimDuration::ZERO));
     }
 
     fn stage_started(
@@ -148,15 +158,9 @@ impl Observer for Recorder {
         if cost.extrapolated {
             self.extrapolated += cost.duration;
         }
-        if let Some((_, execution)) = self.under_way.iter_mut().find(|(id, _)| *id == batch.id) {
+        if let Some((_, execution, host)) = self.under_way.iter_mut().find(|u| u.0 == batch.id) {
             *execution += cost.duration;
-        }
-        // The first stage starts its own batch: only there can a request be scheduled first.
-        if stage.0 == 0 && !batch.shape.prefills.is_empty() {
-            for entry in &batch.entries {
-                let record = &mut self.requests[entry.request.index()];
-                record.scheduled_at = record.scheduled_at.min(now);
-            }
+            *host += cost.host;
         }
         if self.keep_spans {
             self.spans.push(StageSpan {
@@ -173,10 +177,12 @@ impl Observer for Recorder {
     }
 
     fn batch_ended(&mut self, _: SimTime, _: ReplicaId, batch: &Batch) {
-        let Some(at) = self.under_way.iter().position(|(id, _)| *id == batch.id) else { return };
-        let (_, execution) = self.under_way.swap_remove(at);
+        let Some(at) = self.under_way.iter().position(|u| u.0 == batch.id) else { return };
+        let (_, execution, host) = self.under_way.swap_remove(at);
         for entry in &batch.entries {
-            self.requests[entry.request.index()].execution += execution;
+            let record = &mut self.requests[entry.request.index()];
+            record.execution += execution;
+            record.host += host;
         }
     }
 

@@ -1,17 +1,20 @@
 //! What the user can choose about prediction.
 
+use super::table::TableSettings;
 use crate::dataset::read::MissingValues;
 use crate::spec::ops::LayerSum;
 use serde::{Deserialize, Serialize};
 
 /// How operator times are predicted from profiles. In YAML: `predictor: {interpolate: {}}`.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum PredictorConfig {
     /// Interpolate between measured points, extrapolate by the roofline.
     Interpolate(OperatorSettings),
     /// Polynomial regression of degree 1 to 5.
     Linear(OperatorSettings),
+    /// Look up given tables.
+    Table(TableSettings),
 }
 
 impl Default for PredictorConfig {
@@ -21,10 +24,13 @@ impl Default for PredictorConfig {
 }
 
 impl PredictorConfig {
-    /// The settings common to predictors that add up operators.
-    pub fn settings(&self) -> &OperatorSettings {
+    /// The settings common to predictors that are fitted to profiles.
+    pub fn settings(&self) -> Option<&OperatorSettings> {
         match self {
-            PredictorConfig::Interpolate(settings) | PredictorConfig::Linear(settings) => settings,
+            PredictorConfig::Interpolate(settings) | PredictorConfig::Linear(settings) => {
+                Some(settings)
+            }
+            PredictorConfig::Table(_) => None,
         }
     }
 
@@ -33,6 +39,7 @@ impl PredictorConfig {
         match self {
             PredictorConfig::Interpolate(_) => "interpolate",
             PredictorConfig::Linear(_) => "linear",
+            PredictorConfig::Table(_) => "table",
         }
     }
 }
@@ -76,6 +83,13 @@ pub struct AttentionBatchingOverhead {
     pub prefill: f64,
     /// Share added to decode attention.
     pub decode: f64,
+}
+
+impl AttentionBatchingOverhead {
+    /// Vidur's: a tenth more for both.
+    pub fn vidur() -> Self {
+        AttentionBatchingOverhead { prefill: 0.1, decode: 0.1 }
+    }
 }
 
 /// How large a batch may be: the range for which times are worked out beforehand. Larger
@@ -131,7 +145,7 @@ mod tests {
              attention_batching_overhead: {prefill: 0.1, decode: 0.1}\n  block_size: 16\n",
         )
         .unwrap();
-        let s = config.settings();
+        let s = config.settings().unwrap();
         assert_eq!(s.missing_values, MissingValues::Skip);
         assert_eq!(s.layer_sum, LayerSum::Vidur);
         assert_eq!(s.attention_batching_overhead.decode, 0.1);

@@ -15,6 +15,7 @@ pub mod roofline;
 pub mod stage;
 #[cfg(test)]
 mod stage_tests;
+pub mod table;
 #[cfg(test)]
 pub(crate) mod test_support;
 pub mod window;
@@ -22,7 +23,9 @@ pub mod window;
 pub use config::{AttentionBatchingOverhead, Limits, OperatorSettings, PredictorConfig};
 pub use provenance::Provenance;
 pub use stage::StageCost;
+pub use table::{TableCost, TableSettings};
 
+use crate::cost::CostModel;
 use crate::dataset::location::ProfileRoot;
 use crate::dataset::read::{LoadError, OpSamples, ProfileSet, Request};
 use crate::spec::device::DeviceSku;
@@ -79,6 +82,14 @@ pub enum PredictorError {
         /// Such rows in all.
         rows: usize,
     },
+    /// A given table is missing or malformed.
+    #[error("{at}: {message}")]
+    Table {
+        /// File and line.
+        at: String,
+        /// What was found and expected.
+        message: String,
+    },
     /// An operator has too few measurements.
     #[error(
         "{file}: too few measurements of {op} to fit a polynomial; use the interpolate predictor, or measure more points"
@@ -103,8 +114,12 @@ pub fn build(
     network_device: Option<&str>,
     parallel: Parallelism,
     limits: Limits,
-) -> Result<(StageCost, Provenance), PredictorError> {
-    let settings = config.settings();
+) -> Result<(Box<dyn CostModel>, Provenance), PredictorError> {
+    if let PredictorConfig::Table(settings) = config {
+        let cost = TableCost::read(settings, model, parallel)?;
+        return Ok((Box::new(cost), Provenance::of_tables(settings)));
+    }
+    let settings = config.settings().cloned().unwrap_or_default();
     settings.check().map_err(PredictorError::Setting)?;
     let profiles = load(config, root, model, device, network_device, parallel)?;
     let context = RooflineContext::new(model, parallel, device);
@@ -119,7 +134,7 @@ pub fn build(
         limits,
     };
     let cost = StageCost::new(models, model, parallel, &stage_settings);
-    Ok((cost, Provenance::of(config, &profiles)))
+    Ok((Box::new(cost), Provenance::of(config, &profiles)))
 }
 
 /// Loads the samples of every operator that the model runs when it is split like this.
@@ -135,7 +150,7 @@ pub fn load(
     parallel: Parallelism,
 ) -> Result<ProfileSet, PredictorError> {
     parallel.check(model).map_err(PredictorError::Setting)?;
-    let settings = config.settings();
+    let settings = config.settings().cloned().unwrap_or_default();
     let ops = ops_of(model, parallel, settings.layer_sum);
     let request = Request {
         model,
@@ -176,5 +191,8 @@ pub fn fit(
             .map(|m| Box::new(m) as Box<dyn OpModel>)
             .ok_or_else(|| PredictorError::NoFit { op: samples.op, file: samples.file.clone() }),
         PredictorConfig::Linear(_) => Ok(Box::new(Polynomial::fit(samples, roofline)?)),
+        PredictorConfig::Table(_) => Err(PredictorError::Setting(
+            "predictor: table holds finished predictions, there is nothing to fit".into(),
+        )),
     }
 }

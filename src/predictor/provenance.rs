@@ -74,6 +74,18 @@ pub fn measured(samples: &OpSamples) -> (usize, Vec<MeasuredRange>) {
 }
 
 impl Provenance {
+    /// The record of given tables.
+    pub fn of_tables(settings: &super::TableSettings) -> Provenance {
+        Provenance {
+            predictor: "table",
+            operators: Vec::new(),
+            not_modelled: Vec::new(),
+            warnings: Vec::new(),
+            notes: vec![format!("predictions given in {}", settings.dir.display())],
+            sources: Vec::new(),
+        }
+    }
+
     /// The record of a predictor made by `config` from `profiles`.
     pub fn of(config: &PredictorConfig, profiles: &ProfileSet) -> Provenance {
         let digest = |file: &str| {

@@ -78,7 +78,7 @@ fn build_system(
     root: &ProfileRoot,
     config: &PredictorConfig,
     i: usize,
-) -> Result<(StageCost, super::Provenance), PredictorError> {
+) -> Result<(Box<dyn CostModel>, super::Provenance), PredictorError> {
     let (_, model, device, parallel, network) = systems().into_iter().nth(i).unwrap();
     build(config, root, &model, &device, network, parallel, LIMITS)
 }

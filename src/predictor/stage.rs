@@ -196,7 +196,8 @@ impl CostModel for StageCost {
             // Larger than the tables were made for.
             _ => self.sum(stage.ops.iter().filter_map(|o| self.op_time(*o, batch))),
         };
-        StepCost { duration: SimDuration::from_ms(total.ms), extrapolated: total.extrapolated }
+        let (duration, fraction) = SimDuration::split_ms(total.ms);
+        StepCost { duration, fraction, host: SimDuration::ZERO, extrapolated: total.extrapolated }
     }
 
     fn stage_breakdown(&self, stage: StageId, batch: &BatchShape) -> Vec<OpTime> {

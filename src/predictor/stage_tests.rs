@@ -74,7 +74,7 @@ proptest! {
             let times = cost.stage_breakdown(stage, &b);
             let total: f64 = times.iter().map(|t| t.ms).sum();
             let answer = cost.stage_cost(stage, &b);
-            prop_assert_eq!(answer.duration, SimDuration::from_ms(total));
+            prop_assert_eq!((answer.duration, answer.fraction), SimDuration::split_ms(total));
             let backwards: f64 = times.iter().rev().map(|t| t.ms).sum();
             prop_assert_eq!(total.to_bits(), backwards.to_bits());
             prop_assert_eq!(answer.extrapolated, times.iter().any(|t| t.extrapolated));

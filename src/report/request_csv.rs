@@ -33,7 +33,8 @@ pub fn write(requests: &[RequestRecord], out: &mut impl Write) -> io::Result<()>
         let prefill = r.first_token_at.since(r.scheduled_at).as_seconds();
         let decode = r.completed_at.since(r.first_token_at).as_seconds();
         write!(out, "{id},{e2e},{},{execution},{}", e2e / output, execution / output)?;
-        write!(out, ",{execution},{},{preempted},{delay}", execution / output)?;
+        let model = (r.execution - r.host).as_seconds();
+        write!(out, ",{model},{},{preempted},{delay}", model / output)?;
         write!(out, ",{served},{},{ttft}", served / output)?;
         write!(out, ",{prefill},{},{},", prefill / prompt, decode / output)?;
         if let Some(previous) = previous {

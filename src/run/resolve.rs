@@ -3,8 +3,9 @@
 use super::config::{KvSize, RunConfig};
 use super::lookup::{self, ResolveError, at};
 use super::overrides::expand;
+use crate::cost::CostModel;
 use crate::metrics::Recorder;
-use crate::predictor::{self, Limits, Provenance, StageCost};
+use crate::predictor::{self, Limits, PredictorConfig, Provenance};
 use crate::sim::{self, BatchLimits, Observer, Outcome, SimConfig, SimError};
 use crate::spec::catalog::Catalog;
 use crate::spec::device::DeviceSku;
@@ -23,7 +24,7 @@ pub struct Run {
     /// On what.
     pub device: DeviceSku,
     /// Step times.
-    pub cost: StageCost,
+    pub cost: Box<dyn CostModel>,
     /// Where they come from.
     pub provenance: Provenance,
     /// What is asked of the fleet.
@@ -139,7 +140,7 @@ impl Run {
         observer: O,
     ) -> Result<(Outcome, Recorder, O), SimError> {
         let mut both = (Recorder::new(self.sim.num_replicas, keep_spans), observer);
-        let outcome = sim::run(&self.sim, &self.cost, &self.workload, &mut both)?;
+        let outcome = sim::run(&self.sim, &*self.cost, &self.workload, &mut both)?;
         Ok((outcome, both.0, both.1))
     }
 
@@ -161,6 +162,9 @@ fn expand_paths(config: &mut RunConfig) -> Result<(), ResolveError> {
     let variable = |name: &str| std::env::var(name).ok();
     if let Some(dir) = &mut config.profiling_dir {
         *dir = expand(&dir.to_string_lossy(), variable).map_err(at("profiling_dir"))?.into();
+    }
+    if let PredictorConfig::Table(table) = &mut config.predictor {
+        table.dir = expand(&table.dir.to_string_lossy(), variable).map_err(at("predictor"))?.into();
     }
     if let Some(file) = config.workload.files_mut() {
         *file = expand(&file.to_string_lossy(), variable).map_err(at("workload"))?.into();

@@ -8,7 +8,7 @@ use super::router::{Load, Router, RouterConfig};
 use super::scheduler::{self, Scheduler, SchedulerConfig};
 use crate::cost::CostModel;
 use crate::ids::{ReplicaId, RequestId, StageId};
-use crate::units::SimTime;
+use crate::units::{SimDuration, SimTime};
 use crate::workload::Workload;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -142,6 +142,8 @@ type Slot = usize;
 struct Stage {
     running: Option<Slot>,
     queue: VecDeque<Slot>,
+    /// Parts of a nanosecond that past steps took and the clock has not shown yet, in 2⁻³² ns.
+    fraction: u32,
 }
 
 struct ReplicaState {
@@ -330,7 +332,10 @@ impl<'a, O: Observer> Engine<'a, O> {
         let Some(slot) = state.queue.pop_front() else { return };
         state.running = Some(slot);
         let batch = &self.batches[slot];
-        let cost = self.cost.stage_cost(stage, &batch.shape);
+        let mut cost = self.cost.stage_cost(stage, &batch.shape);
+        let (fraction, full) = state.fraction.overflowing_add(cost.fraction);
+        state.fraction = fraction;
+        cost.duration += SimDuration::from_ns(u64::from(full));
         self.observer.stage_started(self.now, replica, stage, batch, cost);
         self.ends.push(Reverse((self.now + cost.duration, self.num_starts, replica, stage)));
         self.num_starts += 1;

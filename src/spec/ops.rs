@@ -46,6 +46,8 @@ pub enum Op {
     AllReduce,
     /// Hand-over of activations to the next pipeline stage.
     SendRecv,
+    /// The engine's own work on the host while the device waits.
+    Host,
 }
 
 /// What an operator's time is a function of.
@@ -115,7 +117,7 @@ pub enum LayerSum {
 
 impl Op {
     /// Every operator, in the order in which a layer runs them.
-    pub const ALL: [Op; 17] = [
+    pub const ALL: [Op; 18] = [
         Op::Emb,
         Op::InputLayernorm,
         Op::AttnPreProj,
@@ -133,6 +135,7 @@ impl Op {
         Op::LmHead,
         Op::AllReduce,
         Op::SendRecv,
+        Op::Host,
     ];
 
     /// The operator's name in CSV columns: `time_stats.<name>.median`.
@@ -155,6 +158,7 @@ impl Op {
             Op::LmHead => "lm_head",
             Op::AllReduce => "all_reduce",
             Op::SendRecv => "send_recv",
+            Op::Host => "host",
         }
     }
 

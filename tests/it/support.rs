@@ -19,7 +19,7 @@ impl CostModel for LinearCost {
 
     fn stage_cost(&self, stage: StageId, batch: &BatchShape) -> StepCost {
         let ms = self.stage_breakdown(stage, batch)[0].ms;
-        StepCost { duration: SimDuration::from_ms(ms), extrapolated: false }
+        StepCost { duration: SimDuration::from_ms(ms), ..StepCost::default() }
     }
 
     fn stage_breakdown(&self, stage: StageId, batch: &BatchShape) -> Vec<OpTime> {
