@@ -3,9 +3,7 @@
 use super::cv::{HeldOut, held_out};
 use super::roofline::{Roofline, RooflineContext};
 use super::test_support::{device, model};
-use super::{
-    Limits, OperatorSettings, PredictorConfig, PredictorError, StageCost, build, fit, load,
-};
+use super::{Limits, OperatorSettings, PredictorConfig, PredictorError, build, fit, load};
 use crate::cost::{BatchShape, CostModel};
 use crate::dataset::location::ProfileRoot;
 use crate::dataset::read::{MissingValues, OpSamples};

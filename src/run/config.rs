@@ -83,9 +83,11 @@ pub struct VidurCompat {
     /// counted on every stage, without embeddings and activations.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_planner: Option<VidurMemoryPlanner>,
-    /// A request that is preempted before its prompt was done turns the rest of the prompt into
-    /// output.
+    /// A request that is preempted while it prefills turns the rest of its prompt into output.
     pub forgetful_restart: bool,
+    /// faster_transformer never frees the cache of requests that ended before the last of their
+    /// batch.
+    pub leaky_static_batches: bool,
 }
 
 /// Settings of Vidur's memory rule.

@@ -6,7 +6,7 @@ use super::overrides::expand;
 use crate::cost::CostModel;
 use crate::metrics::Recorder;
 use crate::predictor::{self, Limits, PredictorConfig, Provenance};
-use crate::sim::{self, BatchLimits, Observer, Outcome, SimConfig, SimError};
+use crate::sim::{self, BatchLimits, Defects, Observer, Outcome, SimConfig, SimError};
 use crate::spec::catalog::Catalog;
 use crate::spec::device::DeviceSku;
 use crate::spec::memory::{self, MemoryPlan, VidurPlan};
@@ -91,10 +91,8 @@ impl Run {
             let n = cluster.num_replicas;
             return Err(ResolveError(format!("cluster.num_replicas: {n}; expected 1 to 100000")));
         }
-        config
-            .scheduler
-            .check(parallel.pipeline_parallel)
-            .map_err(|(field, message)| ResolveError(format!("scheduler.{field}: {message}")))?;
+        let stages = parallel.pipeline_parallel;
+        config.scheduler.check(stages, config.kv_cache.block_size).map_err(ResolveError)?;
         check_kv(&config)?;
         let limits = config.scheduler.limits(parallel.pipeline_parallel);
 
@@ -124,7 +122,10 @@ impl Run {
             block_size: config.kv_cache.block_size,
             // As Vidur and vLLM: cut to whole blocks.
             watermark_blocks: (config.kv_cache.watermark * f64::from(num_blocks)) as u32,
-            keep_target_on_restart: !config.vidur_compat.forgetful_restart,
+            defects: Defects {
+                forgetful_restart: config.vidur_compat.forgetful_restart,
+                leaky_static_batches: config.vidur_compat.leaky_static_batches,
+            },
             seed: config.seed,
         };
         Ok(Run { config, model, device, cost, provenance, workload, sim, limits, kv })

@@ -5,7 +5,7 @@ use super::kv_blocks::KvBlocks;
 use super::observer::Observer;
 use super::request::Request;
 use super::router::{Load, Router, RouterConfig};
-use super::scheduler::{self, Scheduler, SchedulerConfig};
+use super::scheduler::{self, Defects, Scheduler, SchedulerConfig};
 use crate::cost::CostModel;
 use crate::ids::{ReplicaId, RequestId, StageId};
 use crate::units::{SimDuration, SimTime};
@@ -28,8 +28,8 @@ pub struct SimConfig {
     pub block_size: u32,
     /// Blocks that stay free when a new request is admitted.
     pub watermark_blocks: u32,
-    /// A request that restarts before its prompt was done keeps its prompt; Vidur does not.
-    pub keep_target_on_restart: bool,
+    /// Where to do as Vidur does although it is wrong.
+    pub defects: Defects,
     /// Seed of what the simulator itself draws (random routers).
     pub seed: u64,
 }
@@ -68,19 +68,20 @@ pub enum SimError {
         /// Blocks kept free at admission.
         watermark: u32,
     },
-    /// One request is longer than the largest batch.
+    /// One request is longer than the scheduler can ever run.
     #[error(
-        "request {id} has {tokens} tokens, more than scheduler.vllm.max_num_batched_tokens \
-         {budget}: its prompt, or prompt and output after a preemption, would wait for ever; raise \
-         the budget or shorten the requests"
+        "request {id} has {tokens} tokens, prompt and output together, more than {setting} {limit}: \
+         it could never finish; raise the setting or shorten the requests"
     )]
-    RequestOverBudget {
+    RequestOverLimit {
         /// Which.
         id: RequestId,
         /// Prompt and output.
         tokens: u32,
-        /// Tokens of the largest prefill batch.
-        budget: u32,
+        /// The setting that bounds them.
+        setting: String,
+        /// Its value.
+        limit: u32,
     },
     /// Nothing can happen any more and requests are left. A defect of a scheduler.
     #[error("the simulation is stuck with {left} requests unfinished; please report this")]
@@ -108,27 +109,29 @@ pub fn run<O: Observer>(
 
 /// Refuses requests that no replica could ever finish.
 fn check_lengths(config: &SimConfig, workload: &Workload) -> Result<(), SimError> {
-    let budget = match &config.scheduler {
-        SchedulerConfig::Vllm(c) => c.max_num_batched_tokens,
-        SchedulerConfig::Sarathi(_) => u32::MAX,
+    let longest = config.scheduler.longest_request();
+    let reserved = match &config.scheduler {
+        SchedulerConfig::Orca(c) | SchedulerConfig::FasterTransformer(c) => c.max_request_tokens,
+        _ => 0,
     };
     for (i, r) in workload.requests.iter().enumerate() {
         let id = RequestId(i as u32);
         let tokens = r.prefill_tokens + r.decode_tokens;
-        let needed = tokens.div_ceil(config.block_size);
-        let reserve = config.watermark_blocks.max(1);
-        if needed.saturating_add(reserve) > config.kv_blocks {
+        if let Some((setting, limit)) = longest.as_ref().filter(|l| tokens > l.1) {
+            let (setting, limit) = (setting.clone(), *limit);
+            return Err(SimError::RequestOverLimit { id, tokens, setting, limit });
+        }
+        let needed = tokens.max(reserved).div_ceil(config.block_size);
+        let watermark = config.watermark_blocks.max(1);
+        if needed.saturating_add(watermark) > config.kv_blocks {
             return Err(SimError::RequestTooLong {
                 id,
-                tokens,
+                tokens: tokens.max(reserved),
                 needed,
                 block_size: config.block_size,
                 capacity: config.kv_blocks,
-                watermark: reserve,
+                watermark,
             });
-        }
-        if tokens > budget {
-            return Err(SimError::RequestOverBudget { id, tokens, budget });
         }
     }
     Ok(())
@@ -187,7 +190,7 @@ impl<'a, O: Observer> Engine<'a, O> {
     ) -> Self {
         let stages = cost.num_stages();
         let replica = || ReplicaState {
-            scheduler: config.scheduler.build(stages, config.keep_target_on_restart),
+            scheduler: config.scheduler.build(stages, config.defects),
             kv: KvBlocks::new(config.kv_blocks, config.block_size, config.watermark_blocks),
             stages: (0..stages).map(|_| Stage::default()).collect(),
             in_flight: 0,
@@ -366,12 +369,18 @@ impl<'a, O: Observer> Engine<'a, O> {
                 self.observer.token(self.now, entry.request, request);
             }
             if progress.completed {
-                state.kv.release(request);
                 state.outstanding -= 1;
                 self.observer.completed(self.now, entry.request, request);
             }
         }
-        state.scheduler.batch_ended(batch, &self.requests);
+        state.scheduler.batch_ended(
+            batch,
+            &mut scheduler::Replica {
+                requests: &mut self.requests,
+                kv: &mut state.kv,
+                restarted: &mut self.restarted,
+            },
+        );
         state.in_flight -= 1;
         batch.clear();
         self.free_slots.push(slot);

@@ -55,6 +55,11 @@ impl KvBlocks {
         self.free >= self.blocks_for(tokens).saturating_add(self.watermark)
     }
 
+    /// Whether blocks for `tokens` tokens are free, the watermark aside.
+    pub fn has_room(&self, tokens: u32) -> bool {
+        self.free >= self.blocks_for(tokens)
+    }
+
     /// Gives `request`, which holds none, blocks for `tokens` tokens.
     ///
     /// Precondition: that many are free.

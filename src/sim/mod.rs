@@ -24,4 +24,6 @@ pub use kv_blocks::KvBlocks;
 pub use observer::{Observer, Silent};
 pub use request::{Progress, Request};
 pub use router::RouterConfig;
-pub use scheduler::{BatchLimits, SarathiConfig, SchedulerConfig, VllmConfig};
+pub use scheduler::{
+    BatchLimits, Defects, LightllmConfig, OrcaConfig, SarathiConfig, SchedulerConfig, VllmConfig,
+};

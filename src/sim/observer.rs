@@ -37,7 +37,7 @@ pub trait Observer {
     /// A request lost its KV cache and waits again.
     fn restarted(&mut self, now: SimTime, id: RequestId, request: &Request) {}
 
-    /// A request has all its tokens; its blocks are free again.
+    /// A request has all its tokens. Its scheduler may hold its blocks a while longer.
     fn completed(&mut self, now: SimTime, id: RequestId, request: &Request) {}
 
     /// All that could happen at `now` on `replica` has happened.

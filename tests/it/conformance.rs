@@ -53,7 +53,10 @@ fn simulate(path: &str) -> (Vec<Row>, Recorder) {
     let run = Run::resolve(config, &Catalog::open(None)).unwrap_or_else(|e| panic!("{e}"));
     let (_, recorder, invariants) =
         run.execute(false, Invariants::new(run.limits)).unwrap_or_else(|e| panic!("{path}: {e}"));
-    assert_eq!(invariants.violations(), &[] as &[String], "{path}");
+    // With Vidur's leak switched on, cache is lost for good.
+    if !run.sim.defects.leaky_static_batches {
+        assert_eq!(invariants.violations(), &[] as &[String], "{path}");
+    }
     let rows = recorder
         .requests
         .iter()
@@ -92,7 +95,7 @@ fn with_vidurs_tables_every_request_of_every_reference_run_agrees_within_a_micro
         eprintln!("{run}: {} requests, at most {:.1} ns apart", ours.len(), worst * 1e9);
         compared += 1;
     }
-    assert!(compared >= 9, "only {compared} reference runs have a config");
+    assert!(compared == 12, "only {compared} reference runs have a config");
 }
 
 /// Batches of a reference run, where its trace was kept: one event per batch and stage, one stage.

@@ -5,8 +5,8 @@ use crate::support::LinearCost;
 use proptest::prelude::*;
 use vidur::metrics::Recorder;
 use vidur::sim::{
-    self, Invariants, RouterConfig, SarathiConfig, SchedulerConfig, Silent, SimConfig, SimError,
-    VllmConfig,
+    self, Defects, Invariants, LightllmConfig, OrcaConfig, RouterConfig, SarathiConfig,
+    SchedulerConfig, Silent, SimConfig, SimError, VllmConfig,
 };
 use vidur::units::SimTime;
 use vidur::workload::{RequestSpec, Workload};
@@ -17,9 +17,24 @@ fn schedulers() -> impl Strategy<Value = SchedulerConfig> {
         (1u32..300, seats.clone()).prop_map(|(chunk_size, max_num_seqs)| {
             SchedulerConfig::Sarathi(SarathiConfig { chunk_size, max_num_seqs })
         }),
-        (300u32..600, seats).prop_map(|(max_num_batched_tokens, max_num_seqs)| {
+        (300u32..600, seats.clone()).prop_map(|(max_num_batched_tokens, max_num_seqs)| {
             SchedulerConfig::Vllm(VllmConfig { max_num_seqs, max_num_batched_tokens })
         }),
+        seats.clone().prop_map(|max_num_seqs| {
+            SchedulerConfig::Orca(OrcaConfig { max_num_seqs, max_request_tokens: 300 })
+        }),
+        seats.clone().prop_map(|max_num_seqs| {
+            SchedulerConfig::FasterTransformer(OrcaConfig { max_num_seqs, max_request_tokens: 300 })
+        }),
+        (seats, 300u32..600, 0u32..12).prop_map(
+            |(max_num_seqs, max_num_batched_tokens, max_waiting_iters)| {
+                SchedulerConfig::Lightllm(LightllmConfig {
+                    max_num_seqs,
+                    max_num_batched_tokens,
+                    max_waiting_iters,
+                })
+            }
+        ),
     ]
 }
 
@@ -38,7 +53,21 @@ fn routers() -> impl Strategy<Value = RouterConfig> {
 fn configs() -> impl Strategy<Value = (SimConfig, u32)> {
     (schedulers(), routers(), 1u32..4, 1u32..4, 20u32..80, 1u32..20, 0u32..3, any::<bool>())
         .prop_map(
-            |(scheduler, router, num_replicas, stages, kv_blocks, block_size, watermark, keep)| {
+            |(
+                scheduler,
+                router,
+                num_replicas,
+                stages,
+                kv_blocks,
+                block_size,
+                watermark,
+                forgetful,
+            )| {
+                // LightLLM manages tokens, on one stage.
+                let (stages, kv_blocks, block_size) = match scheduler {
+                    SchedulerConfig::Lightllm(_) => (1, kv_blocks * block_size, 1),
+                    _ => (stages, kv_blocks, block_size),
+                };
                 let config = SimConfig {
                     num_replicas,
                     router,
@@ -46,7 +75,7 @@ fn configs() -> impl Strategy<Value = (SimConfig, u32)> {
                     kv_blocks,
                     block_size,
                     watermark_blocks: watermark,
-                    keep_target_on_restart: keep,
+                    defects: Defects { forgetful_restart: forgetful, ..Defects::default() },
                     seed: 5,
                 };
                 (config, stages)
@@ -88,11 +117,11 @@ proptest! {
             Recorder::new(config.num_replicas, true),
         );
         match sim::run(&config, &cost, &workload, &mut watched) {
-            Err(SimError::RequestTooLong { .. } | SimError::RequestOverBudget { .. }) => {}
+            Err(SimError::RequestTooLong { .. } | SimError::RequestOverLimit { .. }) => {}
             Err(error) => prop_assert!(false, "{error} with {config:?}"),
             Ok(outcome) => {
                 // Vidur's restarts generate tokens twice, which the invariants rightly forbid.
-                if config.keep_target_on_restart {
+                if !config.defects.forgetful_restart {
                     prop_assert_eq!(watched.0.violations(), &[] as &[String], "{:?}", config);
                 }
                 let again = sim::run(&config, &cost, &workload, &mut Silent).unwrap();
@@ -109,7 +138,7 @@ proptest! {
                 let tokens: u64 =
                     watched.1.token_gaps.iter().map(|g| u64::from(g.1)).sum::<u64>() + records.len() as u64;
                 let asked: u64 = workload.requests.iter().map(|r| u64::from(r.decode_tokens)).sum();
-                if config.keep_target_on_restart {
+                if !config.defects.forgetful_restart {
                     prop_assert_eq!(tokens, asked);
                 } else {
                     prop_assert!(tokens >= asked);

@@ -97,7 +97,7 @@ fn what_could_never_finish_is_refused_before_anything_runs() {
         ..sim_config()
     };
     assert!(run(&config, &[(0, 90, 9)]).is_ok());
-    assert!(matches!(run(&config, &[(0, 90, 10)]), Err(SimError::RequestOverBudget { .. })));
+    assert!(matches!(run(&config, &[(0, 90, 10)]), Err(SimError::RequestOverLimit { .. })));
 }
 
 #[test]

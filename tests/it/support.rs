@@ -2,7 +2,7 @@
 
 use vidur::cost::{BatchShape, CostModel, OpTime, StepCost};
 use vidur::ids::StageId;
-use vidur::sim::{RouterConfig, SarathiConfig, SchedulerConfig, SimConfig};
+use vidur::sim::{Defects, RouterConfig, SarathiConfig, SchedulerConfig, SimConfig};
 use vidur::spec::ops::Op;
 use vidur::units::{SimDuration, SimTime};
 use vidur::workload::{RequestSpec, Workload};
@@ -42,7 +42,7 @@ pub fn sim_config() -> SimConfig {
         kv_blocks: 1000,
         block_size: 16,
         watermark_blocks: 10,
-        keep_target_on_restart: true,
+        defects: Defects::default(),
         seed: 1,
     }
 }

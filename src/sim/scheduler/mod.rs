@@ -1,6 +1,9 @@
 //! Replica schedulers: which requests run in the next step. One file per policy, each states the
 //! engine that it mirrors.
 
+mod faster_transformer;
+mod lightllm;
+mod orca;
 mod sarathi;
 mod vllm;
 
@@ -19,6 +22,12 @@ pub enum SchedulerConfig {
     Sarathi(SarathiConfig),
     /// Whole prompts first, then decode (vLLM before version 0.6, as Vidur models it).
     Vllm(VllmConfig),
+    /// Seats from admission to the last token, cache reserved for the longest request (Orca).
+    Orca(OrcaConfig),
+    /// Static batches that run until all their requests have ended (FasterTransformer).
+    FasterTransformer(OrcaConfig),
+    /// Prompts in turns with decode, admitted by the fullest moment to come (LightLLM).
+    Lightllm(LightllmConfig),
 }
 
 /// Settings of `sarathi`.
@@ -53,6 +62,49 @@ impl Default for VllmConfig {
     }
 }
 
+/// Settings of `orca` and `faster_transformer`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OrcaConfig {
+    /// Requests that may hold KV blocks at the same time.
+    pub max_num_seqs: u32,
+    /// Cache for so many tokens is reserved for every request: none may be longer.
+    pub max_request_tokens: u32,
+}
+
+impl Default for OrcaConfig {
+    fn default() -> Self {
+        OrcaConfig { max_num_seqs: 128, max_request_tokens: 4096 }
+    }
+}
+
+/// Settings of `lightllm`, which needs `kv_cache.block_size: 1`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LightllmConfig {
+    /// Requests that may hold cache at the same time.
+    pub max_num_seqs: u32,
+    /// Prompt tokens of one step.
+    pub max_num_batched_tokens: u32,
+    /// Decode steps after which waiting prompts get a turn.
+    pub max_waiting_iters: u32,
+}
+
+impl Default for LightllmConfig {
+    fn default() -> Self {
+        LightllmConfig { max_num_seqs: 128, max_num_batched_tokens: 4096, max_waiting_iters: 10 }
+    }
+}
+
+/// Defects of Vidur that runs equal to its need; all off by default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Defects {
+    /// A restart forgets prompt tokens that were not computed yet.
+    pub forgetful_restart: bool,
+    /// Static batches never free what requests hold that ended before the last one.
+    pub leaky_static_batches: bool,
+}
+
 /// Bounds that a scheduler promises to keep, for the predictor's tables and for the checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchLimits {
@@ -74,6 +126,9 @@ impl SchedulerConfig {
         match self {
             SchedulerConfig::Sarathi(_) => "sarathi",
             SchedulerConfig::Vllm(_) => "vllm",
+            SchedulerConfig::Orca(_) => "orca",
+            SchedulerConfig::FasterTransformer(_) => "faster_transformer",
+            SchedulerConfig::Lightllm(_) => "lightllm",
         }
     }
 
@@ -82,56 +137,88 @@ impl SchedulerConfig {
         match self {
             SchedulerConfig::Sarathi(c) => c.max_num_seqs,
             SchedulerConfig::Vllm(c) => c.max_num_seqs,
+            SchedulerConfig::Orca(c) | SchedulerConfig::FasterTransformer(c) => c.max_num_seqs,
+            SchedulerConfig::Lightllm(c) => c.max_num_seqs,
+        }
+    }
+
+    /// The setting that bounds the tokens of a step or of a request, and its value.
+    fn token_setting(&self) -> (&'static str, u32) {
+        match self {
+            SchedulerConfig::Sarathi(c) => ("chunk_size", c.chunk_size),
+            SchedulerConfig::Vllm(c) => ("max_num_batched_tokens", c.max_num_batched_tokens),
+            SchedulerConfig::Orca(c) | SchedulerConfig::FasterTransformer(c) => {
+                ("max_request_tokens", c.max_request_tokens)
+            }
+            SchedulerConfig::Lightllm(c) => ("max_num_batched_tokens", c.max_num_batched_tokens),
+        }
+    }
+
+    /// The longest request, prompt and output together, that can be served, and the setting that
+    /// says so; `None` where only the cache bounds it. A request that restarts prefills everything
+    /// that existed, which is why a prompt budget bounds the whole.
+    pub fn longest_request(&self) -> Option<(String, u32)> {
+        let (setting, tokens) = self.token_setting();
+        match self {
+            SchedulerConfig::Sarathi(_) => None,
+            _ => Some((format!("scheduler.{}.{setting}", self.name()), tokens)),
         }
     }
 
     /// The bounds that every batch keeps with `num_stages` pipeline stages.
     pub fn limits(&self, num_stages: u32) -> BatchLimits {
         let max_seqs = micro_batch_cap(self.max_num_seqs(), num_stages);
-        match self {
-            // Decodes are not limited by the chunk budget.
-            SchedulerConfig::Sarathi(c) => {
-                BatchLimits { max_seqs, max_tokens: c.chunk_size.max(max_seqs) }
+        let (_, tokens) = self.token_setting();
+        let max_tokens = match self {
+            // Every request may bring a whole prompt.
+            SchedulerConfig::Orca(_) | SchedulerConfig::FasterTransformer(_) => {
+                max_seqs.saturating_mul(tokens)
             }
-            SchedulerConfig::Vllm(c) => {
-                BatchLimits { max_seqs, max_tokens: c.max_num_batched_tokens.max(max_seqs) }
-            }
-        }
+            // Decodes are not limited by the token budget.
+            _ => tokens.max(max_seqs),
+        };
+        BatchLimits { max_seqs, max_tokens }
     }
 
     /// Checks the settings for a replica of `num_stages` pipeline stages.
     ///
     /// # Errors
-    /// The path of the field below `scheduler`, and what was expected.
-    pub fn check(&self, num_stages: u32) -> Result<(), (String, String)> {
+    /// The path of the field, and what was expected.
+    pub fn check(&self, num_stages: u32, block_size: u32) -> Result<(), String> {
         let name = self.name();
-        if self.max_num_seqs() < num_stages {
-            return Err((
-                format!("{name}.max_num_seqs"),
-                format!(
-                    "{}; expected at least the number of pipeline stages, {num_stages}",
-                    self.max_num_seqs()
-                ),
+        if self.max_num_seqs() < num_stages.max(1) {
+            return Err(format!(
+                "scheduler.{name}.max_num_seqs: {}; expected at least the number of pipeline \
+                 stages, {num_stages}",
+                self.max_num_seqs()
             ));
         }
-        let (field, tokens) = match self {
-            SchedulerConfig::Sarathi(c) => ("chunk_size", c.chunk_size),
-            SchedulerConfig::Vllm(c) => ("max_num_batched_tokens", c.max_num_batched_tokens),
-        };
+        let (setting, tokens) = self.token_setting();
         if tokens == 0 {
-            return Err((format!("{name}.{field}"), "0; expected at least 1 token".into()));
+            return Err(format!("scheduler.{name}.{setting}: 0; expected at least 1 token"));
+        }
+        if matches!(self, SchedulerConfig::Lightllm(_)) && (block_size != 1 || num_stages != 1) {
+            return Err(format!(
+                "scheduler.lightllm manages its cache token by token on one stage; expected \
+                 kv_cache.block_size 1 and cluster.pipeline_parallel 1, not {block_size} and \
+                 {num_stages}"
+            ));
         }
         Ok(())
     }
 
     /// Builds the scheduler of one replica.
-    pub(super) fn build(&self, num_stages: u32, keep_target: bool) -> Box<dyn Scheduler> {
+    pub(super) fn build(&self, num_stages: u32, defects: Defects) -> Box<dyn Scheduler> {
         let cap = micro_batch_cap(self.max_num_seqs(), num_stages) as usize;
-        match self {
-            SchedulerConfig::Sarathi(c) => {
-                Box::new(sarathi::Sarathi::new(c.clone(), cap, keep_target))
-            }
-            SchedulerConfig::Vllm(c) => Box::new(vllm::Vllm::new(c.clone(), cap, keep_target)),
+        let keep_target = !defects.forgetful_restart;
+        match self.clone() {
+            SchedulerConfig::Sarathi(c) => Box::new(sarathi::Sarathi::new(c, cap, keep_target)),
+            SchedulerConfig::Vllm(c) => Box::new(vllm::Vllm::new(c, cap, keep_target)),
+            SchedulerConfig::Orca(c) => Box::new(orca::Orca::new(c, cap)),
+            SchedulerConfig::FasterTransformer(c) => Box::new(
+                faster_transformer::FasterTransformer::new(c, cap, defects.leaky_static_batches),
+            ),
+            SchedulerConfig::Lightllm(c) => Box::new(lightllm::Lightllm::new(c)),
         }
     }
 }
@@ -163,14 +250,14 @@ pub(super) trait Scheduler {
     /// Forms the next batch into `batch` (empty on entry); leaves it empty if nothing can run.
     fn next_batch(&mut self, replica: &mut Replica<'_>, batch: &mut Batch);
 
-    /// Takes back the requests of a batch that ran. Completed ones have already been released.
-    fn batch_ended(&mut self, batch: &Batch, requests: &[Request]);
+    /// Takes back the requests of a batch that ran: releases what is complete and keeps the rest.
+    fn batch_ended(&mut self, batch: &Batch, replica: &mut Replica<'_>);
 
     /// Requests that wait for admission.
     fn num_waiting(&self) -> usize;
 }
 
-/// The queues that vllm and sarathi have in common.
+/// The queues that most schedulers have in common.
 struct Queues {
     waiting: VecDeque<RequestId>,
     paused: Vec<RequestId>,
@@ -216,9 +303,15 @@ impl Queues {
         true
     }
 
-    /// Puts the unfinished requests of a batch back.
-    fn pause_unfinished(&mut self, batch: &Batch, requests: &[Request]) {
-        let ids = batch.entries.iter().map(|e| e.request);
-        self.paused.extend(ids.filter(|id| !requests[id.index()].is_complete()));
+    /// Releases the requests of a batch that are complete, and keeps the others paused.
+    fn take_back(&mut self, batch: &Batch, replica: &mut Replica<'_>) {
+        for entry in &batch.entries {
+            let request = &mut replica.requests[entry.request.index()];
+            if request.is_complete() {
+                replica.kv.release(request);
+            } else {
+                self.paused.push(entry.request);
+            }
+        }
     }
 }

@@ -6,7 +6,6 @@
 use super::{Queues, Replica, SarathiConfig, Scheduler};
 use crate::ids::RequestId;
 use crate::sim::batch::Batch;
-use crate::sim::request::Request;
 
 pub(super) struct Sarathi {
     config: SarathiConfig,
@@ -95,8 +94,8 @@ impl Scheduler for Sarathi {
         self.admit(replica, batch, &mut budget);
     }
 
-    fn batch_ended(&mut self, batch: &Batch, requests: &[Request]) {
-        self.queues.pause_unfinished(batch, requests);
+    fn batch_ended(&mut self, batch: &Batch, replica: &mut Replica<'_>) {
+        self.queues.take_back(batch, replica);
     }
 
     fn num_waiting(&self) -> usize {

@@ -5,7 +5,6 @@
 use super::{Queues, Replica, Scheduler, VllmConfig};
 use crate::ids::RequestId;
 use crate::sim::batch::Batch;
-use crate::sim::request::Request;
 
 pub(super) struct Vllm {
     config: VllmConfig,
@@ -66,8 +65,8 @@ impl Scheduler for Vllm {
         }
     }
 
-    fn batch_ended(&mut self, batch: &Batch, requests: &[Request]) {
-        self.queues.pause_unfinished(batch, requests);
+    fn batch_ended(&mut self, batch: &Batch, replica: &mut Replica<'_>) {
+        self.queues.take_back(batch, replica);
     }
 
     fn num_waiting(&self) -> usize {
