@@ -109,7 +109,7 @@ impl ArrivalConfig {
                 let workload = read_trace(&trace)?;
                 notes.extend(workload.notes);
                 let times = workload.requests.iter().map(|r| r.arrived_at).collect();
-                return self.from_file(times, n, file, asked_rate);
+                return self.times_of(times, n, file, asked_rate);
             }
             ArrivalConfig::FixedRate { .. } => Box::new(move || 1.0 / rate),
             ArrivalConfig::Poisson { cap_gaps, .. } => {
@@ -128,7 +128,7 @@ impl ArrivalConfig {
         accumulate(gaps, n).ok_or_else(|| self.too_slow(rate))
     }
 
-    fn from_file(
+    fn times_of(
         &self,
         times: Vec<SimTime>,
         n: usize,

@@ -87,11 +87,11 @@ mod tests {
             {"from": "human", "value": "no count is needed here"}]},
           {"id": "b", "conversations": [{"from": "human", "num_tokens": 3}]},
           {"id": "c", "input_tokens": 5, "output_tokens": 6}]"#;
-        let (lengths, notes) = read_lengths_of(text).unwrap();
-        assert_eq!(lengths, [(7, 9), (5, 6)]);
-        assert_eq!(notes, ["t.csv: 1 request with 0 tokens left out"]);
+        let read = read_lengths_of(text).unwrap();
+        assert_eq!(read.pairs, [(7, 9), (5, 6)]);
+        assert_eq!(read.notes, ["t.csv: 1 request with 0 tokens left out"]);
         let lines = "{\"prompt_tokens\": 5, \"completion_tokens\": 6}\n{\"prompt_len\": 1, \"completion_len\": 2}";
-        assert_eq!(read_lengths_of(lines).unwrap().0, [(5, 6), (1, 2)]);
+        assert_eq!(read_lengths_of(lines).unwrap().pairs, [(5, 6), (1, 2)]);
     }
 
     #[test]

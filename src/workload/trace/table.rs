@@ -66,6 +66,7 @@ impl Columns {
             let wanted = [self.time.map_or(usize::MAX, |(at, _)| at), self.prefill, self.decode];
             for (at, cell) in line.split(|&b| b == b',').enumerate() {
                 if let Some(slot) = wanted.iter().position(|&w| w == at) {
+                    // A position among three is below three.
                     found[slot] = Cow::Borrowed(cell.trim_ascii());
                 }
             }

@@ -1,6 +1,6 @@
 //! Traces from text, for the tests of every format.
 
-use super::{TraceConfig, Workload, lengths_with_notes, read_trace};
+use super::{Lengths, TraceConfig, Workload, lengths_with_notes, read_trace};
 use std::path::Path;
 
 /// The whole file as it is.
@@ -24,13 +24,13 @@ pub(super) fn read_text(
 }
 
 /// Lengths and notes of `text`.
-pub(super) fn read_lengths_of(text: &str) -> Result<(Vec<(u32, u32)>, Vec<String>), String> {
+pub(super) fn read_lengths_of(text: &str) -> Result<Lengths, String> {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), text).unwrap();
     let renamed = |text: String| text.replace(&file.path().display().to_string(), "t.csv");
     let lengths =
         lengths_with_notes(file.path(), None, None).map_err(|e| renamed(e.to_string()))?;
-    Ok((lengths.pairs, lengths.notes.into_iter().map(renamed).collect()))
+    Ok(Lengths { pairs: lengths.pairs, notes: lengths.notes.into_iter().map(renamed).collect() })
 }
 
 /// Arrival in nanoseconds, prompt and output of each request.
