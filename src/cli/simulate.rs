@@ -61,6 +61,9 @@ pub fn run(args: Args) -> Result<(), Failure> {
     let started = Instant::now();
     let catalog = Catalog::open(args.data_dir.as_deref());
     let run = Run::resolve(config, &catalog).map_err(Failure::user)?;
+    for note in &run.workload.notes {
+        eprintln!("note: {note}");
+    }
     for warning in &run.provenance.warnings {
         eprintln!("warning: {warning}");
     }

@@ -167,7 +167,7 @@ fn expand_paths(config: &mut RunConfig) -> Result<(), ResolveError> {
     if let PredictorConfig::Table(table) = &mut config.predictor {
         table.dir = expand(&table.dir.to_string_lossy(), variable).map_err(at("predictor"))?.into();
     }
-    if let Some(file) = config.workload.files_mut() {
+    for file in config.workload.files_mut() {
         *file = expand(&file.to_string_lossy(), variable).map_err(at("workload"))?.into();
     }
     Ok(())

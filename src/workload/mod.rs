@@ -5,8 +5,8 @@ mod lengths;
 mod trace;
 
 pub use arrivals::ArrivalConfig;
-pub use lengths::{LengthConfig, TokenRange};
-pub use trace::{TraceConfig, TraceError, read_lengths, read_trace};
+pub use lengths::{LengthConfig, LongLengths, TokenRange};
+pub use trace::{Empty, TooLong, TraceConfig, TraceError, TraceFormat, read_lengths, read_trace};
 
 use crate::rng;
 use crate::units::SimTime;
@@ -31,6 +31,8 @@ pub struct Workload {
     pub requests: Vec<RequestSpec>,
     /// Where they come from, for people.
     pub description: String,
+    /// What was left out or mended on the way, one line each, for people.
+    pub notes: Vec<String>,
 }
 
 /// Where the requests of a run come from.
@@ -73,13 +75,20 @@ pub enum WorkloadError {
 
 impl WorkloadConfig {
     /// The files that the workload is read from; they may name environment variables.
-    pub fn files_mut(&mut self) -> Option<&mut PathBuf> {
+    pub fn files_mut(&mut self) -> Vec<&mut PathBuf> {
         match self {
-            WorkloadConfig::Trace(trace) => Some(&mut trace.file),
-            WorkloadConfig::Synthetic(s) => match &mut s.lengths {
-                LengthConfig::Trace { file, .. } => Some(file),
-                _ => None,
-            },
+            WorkloadConfig::Trace(trace) => vec![&mut trace.file],
+            WorkloadConfig::Synthetic(s) => {
+                let arrivals = match &mut s.arrivals {
+                    ArrivalConfig::Trace { file, .. } => Some(file),
+                    _ => None,
+                };
+                let lengths = match &mut s.lengths {
+                    LengthConfig::Trace { file, .. } => Some(file),
+                    _ => None,
+                };
+                arrivals.into_iter().chain(lengths).collect()
+            }
         }
     }
 
@@ -97,19 +106,14 @@ impl WorkloadConfig {
 
 impl SyntheticConfig {
     fn build(&self, seed: u64) -> Result<Workload, WorkloadError> {
-        let invalid = |path: &str, message: String| WorkloadError::Config {
-            path: format!("synthetic.{path}"),
-            message,
-        };
         if self.num_requests == 0 {
-            return Err(invalid("num_requests", "0; expected at least 1".into()));
+            let message = "0; expected at least 1".into();
+            return Err(WorkloadError::Config { path: "synthetic.num_requests".into(), message });
         }
         let n = self.num_requests as usize;
-        let arrivals = self
-            .arrivals
-            .draw(n, &mut rng::stream(seed, "arrivals"))
-            .map_err(|(path, message)| invalid(&format!("arrivals.{path}"), message))?;
-        let lengths = self.lengths.draw(n, &mut rng::stream(seed, "lengths"))?;
+        let mut notes = Vec::new();
+        let arrivals = self.arrivals.draw(n, &mut rng::stream(seed, "arrivals"), &mut notes)?;
+        let lengths = self.lengths.draw(n, &mut rng::stream(seed, "lengths"), &mut notes)?;
         let requests = arrivals
             .into_iter()
             .zip(lengths)
@@ -120,6 +124,6 @@ impl SyntheticConfig {
             })
             .collect();
         let description = format!("{n} requests, {}, {}", self.arrivals, self.lengths);
-        Ok(Workload { requests, description })
+        Ok(Workload { requests, description, notes })
     }
 }

@@ -94,7 +94,7 @@ fn workloads() -> impl Strategy<Value = Workload> {
                 RequestSpec { arrived_at: SimTime::from_ns(now), prefill_tokens, decode_tokens }
             })
             .collect();
-        Workload { requests, description: String::new() }
+        Workload { requests, ..Workload::default() }
     })
 }
 

@@ -54,5 +54,9 @@ pub fn workload(requests: &[(u64, u32, u32)]) -> Workload {
         prefill_tokens,
         decode_tokens,
     };
-    Workload { requests: requests.iter().map(spec).collect(), description: "test".into() }
+    Workload {
+        requests: requests.iter().map(spec).collect(),
+        description: "test".into(),
+        ..Workload::default()
+    }
 }

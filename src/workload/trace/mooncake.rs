@@ -1,0 +1,73 @@
+//! Mooncake, JSON: `timestamp` (milliseconds from the trace's own zero), `input_length`,
+//! `output_length`. Its `hash_ids`, one per 512 tokens of the prompt, are passed over until the
+//! simulator shares prefixes.
+
+use super::layout::{Clock, Layout, Shape, TraceFormat};
+
+pub(super) const LAYOUT: Layout = Layout {
+    format: TraceFormat::Mooncake,
+    name: "mooncake",
+    shape: Shape::Json,
+    time: Some(("timestamp", Clock::Milliseconds)),
+    prefill: "input_length",
+    decode: "output_length",
+    marker: None,
+    skips_empty: false,
+};
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{ns_and_tokens, read_text};
+
+    const TWO: &str = r#"{"timestamp": 27482, "input_length": 6955, "output_length": 52, "hash_ids": [46, 47]}
+{"timestamp": 30535, "input_length": 6472, "output_length": 26, "hash_ids": []}
+"#;
+
+    #[test]
+    fn lines_and_arrays_are_read_alike() {
+        let expected = [(27_482_000_000, 6955, 52), (30_535_000_000, 6472, 26)];
+        assert_eq!(ns_and_tokens(&read_text(TWO, |_| {}).unwrap()), expected);
+        let array = format!("\n[{}]", TWO.trim().replace('\n', ",\n"));
+        assert_eq!(ns_and_tokens(&read_text(&array, |_| {}).unwrap()), expected);
+        let first = read_text(&array, |c| c.num_requests = Some(1)).unwrap();
+        assert_eq!(ns_and_tokens(&first), expected[..1]);
+    }
+
+    #[test]
+    fn errors_name_line_and_field() {
+        let third = |line: &str| read_text(&format!("{TWO}\n{line}\n"), |_| {}).unwrap_err();
+        for (line, expected) in [
+            (
+                r#"{"timestamp": 1, "input_length": "x", "output_length": 2}"#,
+                "t.csv:4: input_length is \"x\"; expected a number",
+            ),
+            (
+                r#"{"timestamp": 1, "input_length": 1.5, "output_length": 2}"#,
+                "t.csv:4: input_length is 1.5; expected a whole number, 1 or more",
+            ),
+            (
+                r#"{"timestamp": 1, "input_length": [3], "output_length": 2}"#,
+                "t.csv:4: input_length is a list; expected a number",
+            ),
+            (
+                r#"{"timestamp": -1, "input_length": 1, "output_length": 2}"#,
+                "t.csv:4: timestamp is -1; expected a time in milliseconds, 0 or more, less than \
+                 500 years",
+            ),
+            (
+                r#"{"timestamp": 1, "input_length": 1}"#,
+                "t.csv:4: no field output_length; expected a number",
+            ),
+            (
+                r#"{"timestamp": 1"#,
+                "t.csv:4: column 15: EOF while parsing an object; expected one JSON object per \
+                 request",
+            ),
+        ] {
+            assert_eq!(third(line), expected);
+        }
+        let array = format!("[{},\n{{\"timestamp\": 1}}]", TWO.trim().replace('\n', ",\n"));
+        let error = read_text(&array, |_| {}).unwrap_err();
+        assert_eq!(error, "t.csv:3: no field input_length; expected a number");
+    }
+}
