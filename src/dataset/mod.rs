@@ -2,4 +2,7 @@
 //! The schema is microsoft/vidur's, so its public profiles are read as they are; `docs/data-format.md`
 //! states it for people.
 
+pub mod journal;
+pub mod manifest;
 pub mod schema;
+pub mod write;
