@@ -23,7 +23,7 @@ pub struct BatchShape {
     pub prefills: Vec<PrefillChunk>,
     /// Sequences that decode one token each.
     pub num_decodes: u32,
-    /// Sum over the decoding sequences of the tokens in their KV cache before this step.
+    /// Sum over the decoding sequences of the tokens each attends to, its own new token included.
     pub decode_kv_tokens: u64,
 }
 

@@ -1,10 +1,191 @@
-//! `vidur fit`.
+//! `vidur fit`: how far is a predictor off at points that it has not seen?
 
 use super::Failure;
+use crate::dataset::read::{MissingValues, OpSamples};
+use crate::predictor::cv::{HeldOut, Pair, held_out};
+use crate::predictor::features::axes;
+use crate::predictor::provenance::{MeasuredRange, measured};
+use crate::predictor::roofline::{Roofline, RooflineContext};
+use crate::predictor::{OperatorSettings, PredictorConfig, fit, load};
+use crate::report::fit_svg::{Panel, draw};
+use crate::run::lookup;
+use crate::spec::catalog::Catalog;
+use crate::spec::ops::{Feature, Op};
+use crate::spec::parallel::Parallelism;
+use clap::ValueEnum;
+use comfy_table::{CellAlignment, Table, presets};
+use rayon::prelude::*;
+use std::io::Write as _;
+use std::path::PathBuf;
 
+/// Fit a predictor to the profiles of a model on a device, and report its error on points that
+/// were held out, operator by operator.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// Model, as `vidur models` lists it.
+    #[arg(long)]
+    model: String,
+    /// Device, as `vidur devices` lists it.
+    #[arg(long)]
+    sku: String,
+    /// Folder of profiles [default: data/profiling, else the built-in ones]
+    #[arg(long, value_name = "DIR")]
+    profiling_dir: Option<PathBuf>,
+    /// Folder of models and devices that take precedence over the built-in ones
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Devices that share each layer.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    tensor_parallel: u32,
+    /// How these devices are wired: a folder under network/.
+    #[arg(long, value_name = "NAME")]
+    network_device: Option<String>,
+    /// Method of prediction.
+    #[arg(long, value_enum, default_value_t = Method::Interpolate)]
+    predictor: Method,
+    /// Parts that the points are dealt into; each is held out once.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(2..), value_name = "N")]
+    folds: u32,
+    /// What to do with rows whose time is empty, NaN, or impossibly short.
+    #[arg(long, value_enum, default_value_t = Missing::Refuse)]
+    missing_values: Missing,
+    /// New folder for fit.svg [default: runs/<time>-fit-<model>-<sku>]
+    #[arg(long, short, value_name = "DIR")]
+    output_dir: Option<PathBuf>,
+}
 
-pub fn run(_args: Args) -> Result<(), Failure> {
-    Err(Failure::user("not built in this commit"))
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Method {
+    /// Between measured points, and by the roofline outside them.
+    Interpolate,
+    /// Polynomial regression.
+    Linear,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Missing {
+    /// Stop and name them.
+    Refuse,
+    /// Leave them out and warn.
+    Skip,
+}
+
+pub fn run(args: Args) -> Result<(), Failure> {
+    let catalog = Catalog::open(args.data_dir.as_deref());
+    let model = catalog.model(&args.model).map_err(Failure::user)?;
+    let root = lookup::profile_root(args.profiling_dir.as_deref(), &args.sku, &model)
+        .map_err(Failure::user)?;
+    let device = lookup::device(&args.sku, &catalog, &root).map_err(Failure::user)?;
+    // Taken before the work, so that a folder that cannot be written costs no time.
+    let name = format!("fit-{}-{}", model.short_name(), device.name);
+    let dir = super::new_run_dir(args.output_dir.as_deref(), &name)?;
+    let config = config_of(&args);
+    let parallel = Parallelism { tensor_parallel: args.tensor_parallel, pipeline_parallel: 1 };
+    let network = args.network_device.as_deref();
+    let profiles =
+        load(&config, &root, &model, &device, network, parallel).map_err(Failure::user)?;
+    for line in profiles.warnings.iter().chain(&profiles.notes) {
+        eprintln!("note: {line}");
+    }
+
+    let context = RooflineContext::new(&model, parallel, &device);
+    let folds = args.folds as usize;
+    let results = profiles
+        .ops
+        .par_iter()
+        .map(|samples| {
+            let roofline = Roofline::new(samples.op, &context);
+            held_out(samples, folds, |train| {
+                let train = OpSamples { points: train.to_vec(), ..samples.clone() };
+                fit(&config, &train, &roofline)
+            })
+        })
+        .collect::<Result<Vec<HeldOut>, _>>()
+        .map_err(Failure::user)?;
+
+    let fitted: Vec<(&OpSamples, &HeldOut)> = profiles.ops.iter().zip(&results).collect();
+    super::print(&format!("{}\n", table(&fitted)))?;
+    let heading = format!(
+        "{} on {}, tensor parallel {}: {}, {folds} folds",
+        model.name,
+        device.name,
+        args.tensor_parallel,
+        config.name()
+    );
+    let svg = draw(&heading, &panels(&fitted)).map_err(Failure::internal)?;
+    dir.write("fit.svg", |out| out.write_all(svg.as_bytes())).map_err(Failure::user)?;
+    let path = dir.finish().map_err(Failure::user)?;
+    eprintln!("wrote {}", path.join("fit.svg").display());
+    Ok(())
+}
+
+fn config_of(args: &Args) -> PredictorConfig {
+    let missing_values = match args.missing_values {
+        Missing::Refuse => MissingValues::Refuse,
+        Missing::Skip => MissingValues::Skip,
+    };
+    let settings = OperatorSettings { missing_values, ..OperatorSettings::default() };
+    match args.predictor {
+        Method::Interpolate => PredictorConfig::Interpolate(settings),
+        Method::Linear => PredictorConfig::Linear(settings),
+    }
+}
+
+fn table(fitted: &[(&OpSamples, &HeldOut)]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN).set_header([
+        "operator", "rows", "points", "measured", "MAPE %", "median %", "worst %", "worst at",
+        "line",
+    ]);
+    for (samples, result) in fitted {
+        let (points, ranges) = measured(samples);
+        let percent = |e: Option<f64>| e.map_or("-".into(), |e| format!("{e:.1}"));
+        let worst = result.worst();
+        table.add_row([
+            samples.op.to_string(),
+            samples.points.len().to_string(),
+            points.to_string(),
+            ranges.iter().map(range).collect::<Vec<_>>().join(", "),
+            percent(result.mape_percent()),
+            percent(result.median_ape_percent()),
+            percent(worst.map(|p| 100.0 * p.ape())),
+            worst.map_or("-".into(), |p| worst_point(samples.op, p)),
+            worst.map_or("-".into(), |p| p.line.to_string()),
+        ]);
+    }
+    for column in [1, 2, 4, 5, 6, 8] {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+fn range(r: &MeasuredRange) -> String {
+    format!("{} {}..{}", r.feature, r.min, r.max)
+}
+
+fn worst_point(op: Op, p: &Pair) -> String {
+    let (row, x) = axes(p.input);
+    let place = match op.feature() {
+        _ if op.is_collective() => format!("{x} bytes"),
+        Feature::Tokens | Feature::SampledTokens => format!("{x} tokens"),
+        Feature::Prefill => format!("chunk {row}, kv {x}"),
+        Feature::Decode => format!("{row} sequences, kv {x}"),
+    };
+    format!("{place}: {:.4} ms, predicted {:.4}", p.measured_ms, p.predicted_ms)
+}
+
+fn panels(fitted: &[(&OpSamples, &HeldOut)]) -> Vec<Panel> {
+    let panel = |(samples, result): &(&OpSamples, &HeldOut)| Panel {
+        title: samples.op.to_string(),
+        subtitle: match (result.mape_percent(), result.median_ape_percent()) {
+            (Some(mape), Some(median)) => {
+                format!("MAPE {mape:.1} %, median {median:.1} %, {} points", result.pairs.len())
+            }
+            _ => String::new(),
+        },
+        pairs: result.pairs.iter().map(|p| (p.measured_ms, p.predicted_ms)).collect(),
+    };
+    fitted.iter().map(panel).collect()
 }

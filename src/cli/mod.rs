@@ -6,10 +6,14 @@ mod fit;
 mod models;
 mod profile;
 mod simulate;
+mod table;
 
+use crate::report::run_dir::{RunDir, RunDirError};
 use clap::{Parser, Subcommand};
 use std::fmt::Display;
+use std::path::Path;
 use std::process::ExitCode;
+use std::time::SystemTime;
 
 /// Predicts how fast, at what latency and at what price a large language model will serve.
 #[derive(Debug, Parser)]
@@ -74,4 +78,34 @@ pub fn run() -> ExitCode {
             ExitCode::from(1)
         }
     }
+}
+
+/// Prints to stdout. A reader that went away (`vidur … | head`) is no failure.
+fn print(text: &str) -> Result<(), Failure> {
+    use std::io::Write as _;
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failure::user(format!("cannot write to stdout: {e}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The folder of a run: the one asked for, or a new one `runs/<time>-<name>`, with a number behind it
+/// when that second is taken.
+fn new_run_dir(asked: Option<&Path>, name: &str) -> Result<RunDir, Failure> {
+    if let Some(dir) = asked {
+        return RunDir::create(dir).map_err(Failure::user);
+    }
+    let time = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+    let time = time.replace(['-', ':', 'Z'], "").replace('T', "-");
+    let base = format!("runs/{time}-{name}");
+    for attempt in 1..1000 {
+        let name = if attempt == 1 { base.clone() } else { format!("{base}-{attempt}") };
+        match RunDir::create(Path::new(&name)) {
+            Err(RunDirError::Exists { .. }) => {}
+            other => return other.map_err(Failure::user),
+        }
+    }
+    Err(Failure::user(format!("{base}: a thousand runs have this name; give --output-dir")))
 }

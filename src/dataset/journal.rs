@@ -6,7 +6,7 @@
 //! with the process.
 
 use super::manifest::Fingerprint;
-use super::write::{ProfileKind, Table, WriteError, line_of};
+use super::write::{TableKind, Table, WriteError, line_of};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -60,7 +60,7 @@ impl Journal {
     /// See [`JournalError`]; the file is then as it was.
     pub fn open(
         path: &Path,
-        kind: ProfileKind,
+        kind: TableKind,
         fingerprint: &Fingerprint,
         anew: bool,
     ) -> Result<Journal, JournalError> {
@@ -122,7 +122,7 @@ impl Journal {
         self.anew
     }
 
-    /// Puts one row on disk. Cells are in the order of [`ProfileKind::columns`].
+    /// Puts one row on disk. Cells are in the order of [`TableKind::columns`].
     ///
     /// # Errors
     /// When the row could not be written whole; what is there of it is ignored later.

@@ -2,7 +2,15 @@
 //! The schema is microsoft/vidur's, so its public profiles are read as they are; `docs/data-format.md`
 //! states it for people.
 
+pub mod cpu;
 pub mod journal;
+pub mod location;
 pub mod manifest;
+pub mod read;
+#[cfg(test)]
+mod read_tests;
 pub mod schema;
+mod table;
 pub mod write;
+
+pub use table::ReadError;

@@ -42,43 +42,43 @@ impl WriteError {
 
 /// The two operator profiles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ProfileKind {
+pub enum TableKind {
     /// mlp.csv: operators whose time depends on the number of tokens.
     Mlp,
     /// attention.csv: attention and the KV cache.
     Attention,
 }
 
-impl ProfileKind {
+impl TableKind {
     /// File stem and name of the command.
     pub const fn name(self) -> &'static str {
         match self {
-            ProfileKind::Mlp => "mlp",
-            ProfileKind::Attention => "attention",
+            TableKind::Mlp => "mlp",
+            TableKind::Attention => "attention",
         }
     }
 
     /// Operators in column order.
     pub const fn ops(self) -> &'static [Op] {
         match self {
-            ProfileKind::Mlp => &schema::MLP_OPS,
-            ProfileKind::Attention => &schema::ATTENTION_OPS,
+            TableKind::Mlp => &schema::MLP_OPS,
+            TableKind::Attention => &schema::ATTENTION_OPS,
         }
     }
 
     /// Columns that say what was measured.
     pub const fn keys(self) -> &'static [&'static str] {
         match self {
-            ProfileKind::Mlp => &schema::MLP_KEYS,
-            ProfileKind::Attention => &schema::ATTENTION_KEYS,
+            TableKind::Mlp => &schema::MLP_KEYS,
+            TableKind::Attention => &schema::ATTENTION_KEYS,
         }
     }
 
     /// Key columns that tell the rows of one file apart, in sorting order.
     const fn identity(self) -> &'static [&'static str] {
         match self {
-            ProfileKind::Mlp => &["num_tensor_parallel_workers", "num_tokens"],
-            ProfileKind::Attention => &[
+            TableKind::Mlp => &["num_tensor_parallel_workers", "num_tokens"],
+            TableKind::Attention => &[
                 "num_tensor_parallel_workers",
                 "is_prefill",
                 "batch_size",
@@ -96,7 +96,7 @@ impl ProfileKind {
         times.chain(self.keys().iter().map(|&key| key.to_owned())).collect()
     }
 
-    /// Identity of a row from its key cells, in the order of [`ProfileKind::keys`].
+    /// Identity of a row from its key cells, in the order of [`TableKind::keys`].
     ///
     /// # Errors
     /// A message that names the cell that is no number.
@@ -121,22 +121,22 @@ pub struct RowKey(Vec<u64>);
 /// Rows of one profile by identity.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Table {
-    kind: ProfileKind,
+    kind: TableKind,
     rows: BTreeMap<RowKey, Vec<String>>,
 }
 
 impl Table {
     /// No rows.
-    pub fn new(kind: ProfileKind) -> Table {
+    pub fn new(kind: TableKind) -> Table {
         Table { kind, rows: BTreeMap::new() }
     }
 
     /// Which profile this is.
-    pub fn kind(&self) -> ProfileKind {
+    pub fn kind(&self) -> TableKind {
         self.kind
     }
 
-    /// Rows in sorting order; cells in the order of [`ProfileKind::columns`].
+    /// Rows in sorting order; cells in the order of [`TableKind::columns`].
     pub fn rows(&self) -> impl Iterator<Item = &[String]> {
         self.rows.values().map(Vec::as_slice)
     }
@@ -180,7 +180,7 @@ impl Table {
     ///
     /// # Errors
     /// When the file cannot be read, or has columns that writing it again would lose.
-    pub fn read(kind: ProfileKind, path: &Path) -> Result<Option<Table>, WriteError> {
+    pub fn read(kind: TableKind, path: &Path) -> Result<Option<Table>, WriteError> {
         let bytes = match fs::read(path) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -237,7 +237,7 @@ pub(super) fn line_of(cells: &[String]) -> String {
 pub struct ProfileFiles {
     sku_directory: PathBuf,
     directory: PathBuf,
-    kind: ProfileKind,
+    kind: TableKind,
 }
 
 impl ProfileFiles {
@@ -249,7 +249,7 @@ impl ProfileFiles {
         root: &Path,
         sku: &str,
         model: &str,
-        kind: ProfileKind,
+        kind: TableKind,
     ) -> Result<ProfileFiles, String> {
         for (what, name) in [("SKU", sku), ("model", model)] {
             let parts: Vec<_> = Path::new(name).components().collect();
@@ -327,14 +327,14 @@ mod tests {
 
     #[test]
     fn tables_are_sorted_by_number_and_read_back_as_written() {
-        let mut table = Table::new(ProfileKind::Mlp);
+        let mut table = Table::new(TableKind::Mlp);
         for tokens in [128, 2, 16] {
             table.insert(row(tokens)).unwrap();
         }
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("mlp.csv");
         write_atomically(&path, &table.to_csv()).unwrap();
-        assert_eq!(Table::read(ProfileKind::Mlp, &path).unwrap(), Some(table.clone()));
+        assert_eq!(Table::read(TableKind::Mlp, &path).unwrap(), Some(table.clone()));
         let order: Vec<&str> = table.rows().map(|r| r[r.len() - 2].as_str()).collect();
         assert_eq!(order, ["2", "16", "128"]);
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "no temporary file stays");
@@ -345,16 +345,16 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("mlp.csv");
         fs::write(&path, "num_tokens,num_tensor_parallel_workers,mine\n1,1,2\n").unwrap();
-        let message = Table::read(ProfileKind::Mlp, &path).unwrap_err().to_string();
+        let message = Table::read(TableKind::Mlp, &path).unwrap_err().to_string();
         assert!(message.contains("line 1: unknown column `mine`"), "{message}");
         fs::write(&path, "num_tokens,num_tensor_parallel_workers\n1,1\nx,1\n").unwrap();
-        let message = Table::read(ProfileKind::Mlp, &path).unwrap_err().to_string();
+        let message = Table::read(TableKind::Mlp, &path).unwrap_err().to_string();
         assert!(message.contains("line 3: num_tokens is `x`"), "{message}");
     }
 
     #[test]
     fn names_stay_inside_the_root() {
-        let files = |sku, model| ProfileFiles::new(Path::new("d"), sku, model, ProfileKind::Mlp);
+        let files = |sku, model| ProfileFiles::new(Path::new("d"), sku, model, TableKind::Mlp);
         assert_eq!(files("s", "o/m").unwrap().csv(), Path::new("d/compute/s/o/m/mlp.csv"));
         assert!(files("..", "o/m").is_err());
         assert!(files("s", "/o/m").is_err());

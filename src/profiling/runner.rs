@@ -6,7 +6,7 @@ use super::plan;
 use crate::dataset::journal::{Journal, JournalError};
 use crate::dataset::manifest::{FailedShape, Fingerprint, Manifest, Run, noise, sha256_hex};
 use crate::dataset::write::{
-    ProfileFiles, ProfileKind, RowKey, Table, WriteError, write_atomically,
+    ProfileFiles, TableKind, RowKey, Table, WriteError, write_atomically,
 };
 use crate::spec::model::ModelSpec;
 use std::fs;
@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime};
 #[derive(Clone, Debug)]
 pub struct Job {
     /// Which profile; every shape belongs to it.
-    pub kind: ProfileKind,
+    pub kind: TableKind,
     /// The model.
     pub model: ModelSpec,
     /// Tensor parallel degrees; the model can be split by each.
@@ -319,8 +319,8 @@ impl Session<'_> {
     fn prepare(&mut self, shard: &Shard, shapes: &[Shape]) -> Result<bool, RunError> {
         self.observer.preparing(shard.tensor_parallel);
         let purpose = match self.job.kind {
-            ProfileKind::Mlp => Purpose::Mlp,
-            ProfileKind::Attention => Purpose::Attention,
+            TableKind::Mlp => Purpose::Mlp,
+            TableKind::Attention => Purpose::Attention,
         };
         match self.backend.prepare(shard, purpose) {
             Ok(()) => Ok(true),

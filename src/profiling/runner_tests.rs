@@ -8,14 +8,14 @@ use std::path::Path;
 
 const LIMITS: Limits = Limits { max_tokens: 64, max_batch_size: 4, max_context: 128 };
 
-fn job(root: &Path, kind: ProfileKind) -> Job {
+fn job(root: &Path, kind: TableKind) -> Job {
     Job {
         kind,
         model: model(),
         degrees: vec![1, 2],
         shapes: match kind {
-            ProfileKind::Mlp => mlp_shapes(Grid::Log, LIMITS),
-            ProfileKind::Attention => attention_shapes(Grid::Log, LIMITS),
+            TableKind::Mlp => mlp_shapes(Grid::Log, LIMITS),
+            TableKind::Attention => attention_shapes(Grid::Log, LIMITS),
         },
         effort: Effort::default(),
         budget: None,
@@ -50,7 +50,7 @@ fn whole_journal(job: &Job) -> Vec<u8> {
 
 #[test]
 fn a_finished_run_leaves_csv_and_manifest_and_nothing_else() {
-    for kind in [ProfileKind::Mlp, ProfileKind::Attention] {
+    for kind in [TableKind::Mlp, TableKind::Attention] {
         let root = tempfile::tempdir().unwrap();
         let job = job(root.path(), kind);
         let outcome = run_plainly(&job);
@@ -69,13 +69,13 @@ fn a_finished_run_leaves_csv_and_manifest_and_nothing_else() {
 #[test]
 fn a_kill_at_any_byte_loses_no_finished_row_and_invents_none() {
     let reference = tempfile::tempdir().unwrap();
-    let mut plain = job(reference.path(), ProfileKind::Mlp);
+    let mut plain = job(reference.path(), TableKind::Mlp);
     plain.shapes.truncate(4);
     run_plainly(&plain);
     let expected = fs::read(plain.files.csv()).unwrap();
 
     let root = tempfile::tempdir().unwrap();
-    let mut job = job(root.path(), ProfileKind::Mlp);
+    let mut job = job(root.path(), TableKind::Mlp);
     job.shapes.truncate(4);
     let journal = whole_journal(&job);
     let total = job.shapes.len() * job.degrees.len();
@@ -96,7 +96,7 @@ fn a_kill_at_any_byte_loses_no_finished_row_and_invents_none() {
 #[test]
 fn a_kill_between_the_renames_is_mended_by_the_same_command() {
     let root = tempfile::tempdir().unwrap();
-    let job = job(root.path(), ProfileKind::Attention);
+    let job = job(root.path(), TableKind::Attention);
     let journal = whole_journal(&job);
     run_plainly(&job);
     let expected = fs::read(job.files.csv()).unwrap();
@@ -112,7 +112,7 @@ fn a_kill_between_the_renames_is_mended_by_the_same_command() {
 #[test]
 fn a_complete_profile_is_left_alone_and_grows_only_by_what_is_missing() {
     let root = tempfile::tempdir().unwrap();
-    let mut job = job(root.path(), ProfileKind::Mlp);
+    let mut job = job(root.path(), TableKind::Mlp);
     run_plainly(&job);
     let before = fs::read(job.files.csv()).unwrap();
     let again = run_plainly(&job);
@@ -136,7 +136,7 @@ fn a_complete_profile_is_left_alone_and_grows_only_by_what_is_missing() {
 #[test]
 fn the_budget_is_kept_and_what_fits_covers_the_range() {
     let root = tempfile::tempdir().unwrap();
-    let mut job = job(root.path(), ProfileKind::Mlp);
+    let mut job = job(root.path(), TableKind::Mlp);
     job.degrees = vec![1];
     job.budget = Some(Duration::from_millis(450));
     let mut backend = ScriptedBackend::default();
@@ -157,7 +157,7 @@ fn the_budget_is_kept_and_what_fits_covers_the_range() {
 #[test]
 fn a_budget_of_nothing_still_measures_one_shape() {
     let root = tempfile::tempdir().unwrap();
-    let mut job = job(root.path(), ProfileKind::Attention);
+    let mut job = job(root.path(), TableKind::Attention);
     job.budget = Some(Duration::from_nanos(1));
     assert_eq!(run_plainly(&job).measured, 1);
 }
@@ -165,7 +165,7 @@ fn a_budget_of_nothing_still_measures_one_shape() {
 #[test]
 fn every_degree_gets_its_share_of_the_budget() {
     let root = tempfile::tempdir().unwrap();
-    let mut job = job(root.path(), ProfileKind::Mlp);
+    let mut job = job(root.path(), TableKind::Mlp);
     job.degrees = vec![1, 2, 4];
     job.budget = Some(Duration::from_secs(1));
     let mut backend = ScriptedBackend::default();
@@ -180,7 +180,7 @@ fn every_degree_gets_its_share_of_the_budget() {
 #[test]
 fn failed_shapes_are_recorded_and_the_others_measured() {
     let root = tempfile::tempdir().unwrap();
-    let job = job(root.path(), ProfileKind::Mlp);
+    let job = job(root.path(), TableKind::Mlp);
     let mut backend = ScriptedBackend::default();
     backend.failing.insert(Shape::Tokens(64));
     let outcome = run_with(&job, &mut backend).unwrap();
@@ -198,7 +198,7 @@ fn failed_shapes_are_recorded_and_the_others_measured() {
 #[test]
 fn a_run_in_which_everything_fails_leaves_nothing_that_looks_finished() {
     let root = tempfile::tempdir().unwrap();
-    let job = job(root.path(), ProfileKind::Mlp);
+    let job = job(root.path(), TableKind::Mlp);
     let mut backend = ScriptedBackend::default();
     backend.failing.extend(job.shapes.iter().copied());
     let error = run_with(&job, &mut backend).unwrap_err();
@@ -209,7 +209,7 @@ fn a_run_in_which_everything_fails_leaves_nothing_that_looks_finished() {
 #[test]
 fn other_kernels_are_not_mixed_in_unless_forced() {
     let root = tempfile::tempdir().unwrap();
-    let mut job = job(root.path(), ProfileKind::Mlp);
+    let mut job = job(root.path(), TableKind::Mlp);
     run_plainly(&job);
     let mut newer = ScriptedBackend::default();
     newer.set_kernel("scripted 2");
@@ -234,7 +234,7 @@ fn other_kernels_are_not_mixed_in_unless_forced() {
 #[test]
 fn forcing_under_the_same_conditions_keeps_the_other_degrees() {
     let root = tempfile::tempdir().unwrap();
-    let mut job = job(root.path(), ProfileKind::Mlp);
+    let mut job = job(root.path(), TableKind::Mlp);
     let rows = run_plainly(&job).table.len();
     job.degrees = vec![2];
     job.force = true;
@@ -246,7 +246,7 @@ fn forcing_under_the_same_conditions_keeps_the_other_degrees() {
 #[test]
 fn a_journal_of_other_conditions_is_an_error_that_names_the_cure() {
     let root = tempfile::tempdir().unwrap();
-    let job = job(root.path(), ProfileKind::Mlp);
+    let job = job(root.path(), TableKind::Mlp);
     let journal = whole_journal(&job);
     let mut newer = ScriptedBackend::default();
     newer.set_kernel("scripted 2");
@@ -258,7 +258,7 @@ fn a_journal_of_other_conditions_is_an_error_that_names_the_cure() {
 #[test]
 fn a_mangled_journal_is_an_error_that_names_the_line() {
     let root = tempfile::tempdir().unwrap();
-    let job = job(root.path(), ProfileKind::Mlp);
+    let job = job(root.path(), TableKind::Mlp);
     let mut journal = whole_journal(&job);
     journal.extend_from_slice(b"1,2,3\n");
     fs::write(job.files.partial(), &journal).unwrap();
@@ -270,7 +270,7 @@ fn a_mangled_journal_is_an_error_that_names_the_line() {
 #[test]
 fn two_runs_on_one_profile_are_one_too_many() {
     let root = tempfile::tempdir().unwrap();
-    let job = job(root.path(), ProfileKind::Mlp);
+    let job = job(root.path(), TableKind::Mlp);
     fs::create_dir_all(job.files.directory()).unwrap();
     let device = ScriptedBackend::default();
     let fingerprint = Fingerprint::new(&job.sku, device.device(), &job.model);
@@ -287,7 +287,7 @@ fn two_runs_on_one_profile_are_one_too_many() {
 fn a_directory_that_cannot_be_written_is_one_clear_line() {
     let root = tempfile::tempdir().unwrap();
     fs::write(root.path().join("compute"), "a file where a folder should be").unwrap();
-    let job = job(root.path(), ProfileKind::Mlp);
+    let job = job(root.path(), TableKind::Mlp);
     let error = run_with(&job, &mut ScriptedBackend::default()).unwrap_err().to_string();
     assert!(error.starts_with("cannot make directory "), "{error}");
     assert!(!error.contains('\n'));

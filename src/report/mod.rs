@@ -1,1 +1,8 @@
-//! Filled by the next commits.
+//! Summaries and records as files and text: CSV, JSON, Chrome trace, SVG, a table for the terminal.
+
+pub mod cdf_svg;
+pub mod chrome_trace;
+pub mod fit_svg;
+pub mod request_csv;
+pub mod run_dir;
+pub mod text;

@@ -3,6 +3,7 @@
 pub mod catalog;
 pub mod device;
 pub mod hf;
+pub mod memory;
 pub mod model;
 pub mod ops;
 pub mod parallel;

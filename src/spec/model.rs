@@ -59,7 +59,8 @@ pub struct ModelSpec {
     /// Attention looks back this far only; `None` is the whole context.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sliding_window: Option<SlidingWindow>,
-    /// Type of the weights as published.
+    /// Type in which engines hold weights and KV cache: as published, save that checkpoints
+    /// published as float32 are served in bfloat16.
     #[serde(default)]
     pub dtype: Dtype,
 }
@@ -150,6 +151,16 @@ impl Dtype {
 }
 
 impl ModelSpec {
+    /// The name without its organisation.
+    pub fn short_name(&self) -> &str {
+        self.name.rsplit('/').next().unwrap_or(&self.name)
+    }
+
+    /// Every id that profiles of this model may be stored under, its own first.
+    pub fn names(&self) -> Vec<&str> {
+        [self.name.as_str()].into_iter().chain(self.aliases.iter().map(String::as_str)).collect()
+    }
+
     /// Width of all query heads together; equals `hidden_size` in most models, not in Qwen3-0.6B.
     pub fn q_size(&self) -> u64 {
         u64::from(self.num_attention_heads) * u64::from(self.head_dim)
@@ -204,6 +215,21 @@ impl ModelSpec {
             + head
     }
 
+    /// Bytes of all weights in [`ModelSpec::dtype`].
+    ///
+    /// `params · bytes per element`  [bytes]
+    pub fn weight_bytes(&self) -> f64 {
+        self.params() as f64 * self.dtype.bytes()
+    }
+
+    /// Bytes of keys and values that one token occupies over all layers, the cache in
+    /// [`ModelSpec::dtype`].
+    ///
+    /// `2 (K and V) · layers · kv_heads · head_dim · bytes per element`  [bytes / token]
+    pub fn kv_bytes_per_token(&self) -> f64 {
+        2.0 * f64::from(self.num_layers) * self.kv_size() as f64 * self.dtype.bytes()
+    }
+
     fn norm_params(&self, width: u64) -> u64 {
         match self.norm {
             Norm::RmsNorm => width,
@@ -216,21 +242,22 @@ impl ModelSpec {
     /// # Errors
     /// One line that names the field, its value and what was expected.
     pub fn check(&self) -> Result<(), String> {
-        for (field, value) in [
-            ("num_layers", self.num_layers),
-            ("hidden_size", self.hidden_size),
-            ("intermediate_size", self.intermediate_size),
-            ("num_attention_heads", self.num_attention_heads),
-            ("num_key_value_heads", self.num_key_value_heads),
-            ("head_dim", self.head_dim),
-            ("vocab_size", self.vocab_size),
-            ("max_position_embeddings", self.max_position_embeddings),
+        for (field, value, most) in [
+            ("num_layers", self.num_layers, 1 << 12),
+            ("hidden_size", self.hidden_size, 1 << 20),
+            ("intermediate_size", self.intermediate_size, 1 << 22),
+            ("num_attention_heads", self.num_attention_heads, 1 << 12),
+            ("num_key_value_heads", self.num_key_value_heads, 1 << 12),
+            ("head_dim", self.head_dim, 1 << 12),
+            ("vocab_size", self.vocab_size, 1 << 24),
+            ("max_position_embeddings", self.max_position_embeddings, 1 << 30),
         ] {
-            if value == 0 {
-                return Err(format!("{field} is 0; expected at least 1"));
+            // The upper ends leave every model room and keep counts of parameters within 64 bits.
+            if value == 0 || value > most {
+                return Err(format!("{field} is {value}; expected 1 to {most}"));
             }
         }
-        if self.num_attention_heads % self.num_key_value_heads != 0 {
+        if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
             return Err(format!(
                 "num_attention_heads {} is not a multiple of num_key_value_heads {}",
                 self.num_attention_heads, self.num_key_value_heads
@@ -241,6 +268,9 @@ impl ModelSpec {
                 "partial_rotary_factor is {}; expected above 0 and at most 1",
                 self.partial_rotary_factor
             ));
+        }
+        if !(self.rope_theta > 0.0 && self.rope_theta.is_finite()) {
+            return Err(format!("rope_theta is {}; expected a number above 0", self.rope_theta));
         }
         if self.sliding_window.is_some_and(|w| w.tokens == 0 || w.every == 0) {
             return Err("sliding_window.tokens and .every must be at least 1".into());

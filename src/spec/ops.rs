@@ -103,9 +103,11 @@ pub struct StageOp {
 }
 
 /// What a stage is taken to run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum LayerSum {
     /// What the engine runs: two residual additions, embedding, final norm and LM head.
+    #[default]
     Engine,
     /// What microsoft/vidur adds up: layers only, one addition each.
     Vidur,

@@ -42,7 +42,8 @@ impl Parallelism {
             if n % tp != 0 {
                 let fits: Vec<String> = (1..=64)
                     .filter(|d| {
-                        model.num_attention_heads % d == 0 && model.intermediate_size % d == 0
+                        model.num_attention_heads.is_multiple_of(*d)
+                            && model.intermediate_size.is_multiple_of(*d)
                     })
                     .map(|d: u32| d.to_string())
                     .collect();

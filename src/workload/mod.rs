@@ -1,1 +1,125 @@
-//! Filled by the next commits.
+//! What is asked of the fleet: when requests arrive and how long they are.
+
+mod arrivals;
+mod lengths;
+mod trace;
+
+pub use arrivals::ArrivalConfig;
+pub use lengths::{LengthConfig, TokenRange};
+pub use trace::{TraceConfig, TraceError, read_lengths, read_trace};
+
+use crate::rng;
+use crate::units::SimTime;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// One request before it is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestSpec {
+    /// When it arrives.
+    pub arrived_at: SimTime,
+    /// Tokens of the prompt, at least 1.
+    pub prefill_tokens: u32,
+    /// Tokens to generate, at least 1.
+    pub decode_tokens: u32,
+}
+
+/// The requests of one run, in order of arrival.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Workload {
+    /// In order of arrival; requests that arrive together keep the order of their source.
+    pub requests: Vec<RequestSpec>,
+    /// Where they come from, for people.
+    pub description: String,
+}
+
+/// Where the requests of a run come from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum WorkloadConfig {
+    /// Drawn from distributions.
+    Synthetic(SyntheticConfig),
+    /// Replayed from a file of arrivals and lengths.
+    Trace(TraceConfig),
+}
+
+/// Requests drawn from distributions.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SyntheticConfig {
+    /// How many.
+    pub num_requests: u32,
+    /// When they arrive.
+    pub arrivals: ArrivalConfig,
+    /// How long they are.
+    pub lengths: LengthConfig,
+}
+
+/// Why a workload cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkloadError {
+    /// A number in the config makes no workload.
+    #[error("workload.{path}: {message}")]
+    Config {
+        /// The field, below `workload`.
+        path: String,
+        /// Value and expectation.
+        message: String,
+    },
+    /// A trace file cannot be read.
+    #[error(transparent)]
+    Trace(#[from] TraceError),
+}
+
+impl WorkloadConfig {
+    /// The files that the workload is read from; they may name environment variables.
+    pub fn files_mut(&mut self) -> Option<&mut PathBuf> {
+        match self {
+            WorkloadConfig::Trace(trace) => Some(&mut trace.file),
+            WorkloadConfig::Synthetic(s) => match &mut s.lengths {
+                LengthConfig::Trace { file, .. } => Some(file),
+                _ => None,
+            },
+        }
+    }
+
+    /// Makes the workload. The same config and seed give the same requests.
+    ///
+    /// # Errors
+    /// A number out of range or a file that is no trace, by name.
+    pub fn build(&self, seed: u64) -> Result<Workload, WorkloadError> {
+        match self {
+            WorkloadConfig::Trace(config) => Ok(read_trace(config)?),
+            WorkloadConfig::Synthetic(config) => config.build(seed),
+        }
+    }
+}
+
+impl SyntheticConfig {
+    fn build(&self, seed: u64) -> Result<Workload, WorkloadError> {
+        let invalid = |path: &str, message: String| WorkloadError::Config {
+            path: format!("synthetic.{path}"),
+            message,
+        };
+        if self.num_requests == 0 {
+            return Err(invalid("num_requests", "0; expected at least 1".into()));
+        }
+        let n = self.num_requests as usize;
+        let arrivals = self
+            .arrivals
+            .draw(n, &mut rng::stream(seed, "arrivals"))
+            .map_err(|(path, message)| invalid(&format!("arrivals.{path}"), message))?;
+        let lengths = self.lengths.draw(n, &mut rng::stream(seed, "lengths"))?;
+        let requests = arrivals
+            .into_iter()
+            .zip(lengths)
+            .map(|(arrived_at, (prefill_tokens, decode_tokens))| RequestSpec {
+                arrived_at,
+                prefill_tokens,
+                decode_tokens,
+            })
+            .collect();
+        let description = format!("{n} requests, {}, {}", self.arrivals, self.lengths);
+        Ok(Workload { requests, description })
+    }
+}

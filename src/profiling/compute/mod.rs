@@ -2,7 +2,7 @@
 
 use super::backend::{OpSamples, Shape, Shard};
 use crate::dataset::schema::{self, STATISTICS};
-use crate::dataset::write::ProfileKind;
+use crate::dataset::write::TableKind;
 use crate::spec::model::{LayerLayout, ModelSpec};
 use crate::spec::ops::{Op, OpInput};
 use crate::stats;
@@ -15,10 +15,10 @@ pub const LM_HEAD_MAX_ROWS: u64 = 512;
 pub const BLOCK_SIZE: u64 = 16;
 
 /// The profile that a shape's row belongs to.
-pub fn kind_of(shape: Shape) -> ProfileKind {
+pub fn kind_of(shape: Shape) -> TableKind {
     match shape {
-        Shape::Tokens(_) => ProfileKind::Mlp,
-        Shape::Prefill { .. } | Shape::Decode { .. } => ProfileKind::Attention,
+        Shape::Tokens(_) => TableKind::Mlp,
+        Shape::Prefill { .. } | Shape::Decode { .. } => TableKind::Attention,
     }
 }
 
@@ -65,7 +65,7 @@ fn repeats_in_layer(model: &ModelSpec, op: Op) -> u32 {
     }
 }
 
-/// One row of the profile that `shape` belongs to, cells in the order of [`ProfileKind::columns`].
+/// One row of the profile that `shape` belongs to, cells in the order of [`TableKind::columns`].
 /// Operators without samples leave their cells empty.
 pub fn row(shard: &Shard, shape: Shape, samples: &[OpSamples], max_model_len: u64) -> Vec<String> {
     let kind = kind_of(shape);

@@ -1,0 +1,409 @@
+//! Where profiles lie: a folder on disk, or the set compiled into the program. Both have
+//! microsoft/vidur's layout: `compute/<sku>/<org>/<model>/{mlp,attention}.csv`,
+//! `network/<network_device>/{all_reduce,send_recv}.csv`,
+//! `cpu_overhead/<network_device>/<org>/<model>/cpu_overheads.csv`.
+
+use include_dir::{Dir, include_dir};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use std::borrow::Cow;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+static BUILT_IN: Dir<'static> = include_dir!("$CARGO_MANIFEST_DIR/data/profiling");
+
+/// A set of profiles.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ProfileRoot {
+    /// A folder on disk.
+    Directory(PathBuf),
+    /// The profiles compiled into the program.
+    BuiltIn,
+}
+
+/// The kinds of profile, one CSV file each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProfileKind {
+    /// Operators whose time depends on the number of tokens.
+    Mlp,
+    /// Attention and the write to the KV cache.
+    Attention,
+    /// Sum over tensor-parallel devices.
+    AllReduce,
+    /// Hand-over between pipeline stages.
+    SendRecv,
+    /// Time that the engine spends on the host.
+    CpuOverhead,
+}
+
+/// One profile, read whole, and what is known about where it comes from.
+#[derive(Clone, Debug)]
+pub struct ProfileFile {
+    /// Path as messages show it.
+    pub name: String,
+    /// Contents.
+    pub bytes: Cow<'static, [u8]>,
+    /// The manifest beside it (`mlp.manifest.json` for mlp.csv): device, driver, command, date.
+    pub manifest: Option<Value>,
+}
+
+/// Why a profile was not found.
+#[derive(Debug, thiserror::Error)]
+pub enum LocateError {
+    /// The folder itself is not there.
+    #[error("profiling directory {} does not exist; give an existing one with --profiling-dir", .0.display())]
+    NoDirectory(PathBuf),
+    /// No file of this kind for the names.
+    #[error("no {file} for {wanted} in {root}, which holds {held}; {cure}")]
+    NotFound {
+        /// File name, `mlp.csv`.
+        file: &'static str,
+        /// What was looked for.
+        wanted: String,
+        /// Where.
+        root: String,
+        /// What is there instead.
+        held: String,
+        /// What to do about it.
+        cure: String,
+    },
+    /// A file is there and cannot be read.
+    #[error("{file}: cannot be read: {source}")]
+    Io {
+        /// Path.
+        file: String,
+        /// What the operating system says.
+        source: std::io::Error,
+    },
+    /// The manifest beside a profile is not JSON.
+    #[error("{file}: not JSON ({message}); mend it, or delete it to use the profile without one")]
+    Manifest {
+        /// Path.
+        file: String,
+        /// What the parser says, with line and column.
+        message: String,
+    },
+}
+
+impl ProfileKind {
+    /// File names, the one that we write first.
+    const fn file_names(self) -> &'static [&'static str] {
+        match self {
+            ProfileKind::Mlp => &["mlp.csv"],
+            ProfileKind::Attention => &["attention.csv"],
+            ProfileKind::AllReduce => &["all_reduce.csv", "allreduce.csv"],
+            ProfileKind::SendRecv => &["send_recv.csv"],
+            ProfileKind::CpuOverhead => &["cpu_overheads.csv"],
+        }
+    }
+
+    const fn folder(self) -> &'static str {
+        match self {
+            ProfileKind::Mlp | ProfileKind::Attention => "compute",
+            ProfileKind::AllReduce | ProfileKind::SendRecv => "network",
+            ProfileKind::CpuOverhead => "cpu_overhead",
+        }
+    }
+
+    fn command(self) -> &'static str {
+        match self {
+            ProfileKind::Mlp => "vidur profile mlp",
+            ProfileKind::Attention => "vidur profile attention",
+            ProfileKind::AllReduce | ProfileKind::SendRecv => "vidur profile collectives",
+            ProfileKind::CpuOverhead => "vidur profile cpu-overhead",
+        }
+    }
+}
+
+impl ProfileFile {
+    /// A profile that is already in memory, without a manifest.
+    pub fn from_bytes(name: impl Into<String>, bytes: impl Into<Vec<u8>>) -> ProfileFile {
+        ProfileFile { name: name.into(), bytes: Cow::Owned(bytes.into()), manifest: None }
+    }
+
+    /// SHA-256 of the contents, in hexadecimal.
+    pub fn sha256(&self) -> String {
+        Sha256::digest(&self.bytes).iter().fold(String::with_capacity(64), |mut text, byte| {
+            // Writing into a String cannot fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+    }
+}
+
+impl ProfileRoot {
+    /// The folder at `path`.
+    ///
+    /// # Errors
+    /// When it is not a folder.
+    pub fn directory(path: impl Into<PathBuf>) -> Result<ProfileRoot, LocateError> {
+        let path = path.into();
+        if path.is_dir() {
+            Ok(ProfileRoot::Directory(path))
+        } else {
+            Err(LocateError::NoDirectory(path))
+        }
+    }
+
+    /// The profile of `kind` measured on the first of `hosts` that has one (a device SKU and its
+    /// aliases, or a network device), for the first of `models` that it has (empty for network
+    /// profiles, which belong to no model).
+    ///
+    /// # Errors
+    /// When there is none: names what the set holds, and how to fill the gap.
+    pub fn find(
+        &self,
+        kind: ProfileKind,
+        hosts: &[&str],
+        models: &[&str],
+    ) -> Result<ProfileFile, LocateError> {
+        let models = if models.is_empty() { &[""][..] } else { models };
+        for host in hosts {
+            for model in models {
+                for name in kind.file_names() {
+                    let mut path = format!("{}/{host}", kind.folder());
+                    if !model.is_empty() {
+                        path = format!("{path}/{model}");
+                    }
+                    let path = format!("{path}/{name}");
+                    if let Some(bytes) = self.read(&path)? {
+                        return self.with_manifest(&path, bytes);
+                    }
+                }
+            }
+        }
+        Err(self.not_found(kind, hosts, models))
+    }
+
+    /// The description of a device beside its profiles, `compute/<sku>/device.yml`; `None` when
+    /// there is none.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn device_file(&self, sku: &str) -> Result<Option<ProfileFile>, LocateError> {
+        let path = format!("compute/{sku}/device.yml");
+        let file = |bytes| ProfileFile { name: self.show(&path), bytes, manifest: None };
+        Ok(self.read(&path)?.map(file))
+    }
+
+    fn with_manifest(
+        &self,
+        path: &str,
+        bytes: Cow<'static, [u8]>,
+    ) -> Result<ProfileFile, LocateError> {
+        let beside = format!("{}.manifest.json", path.trim_end_matches(".csv"));
+        let manifest = match self.read(&beside)? {
+            None => None,
+            Some(text) => Some(serde_json::from_slice(&text).map_err(|e| {
+                LocateError::Manifest { file: self.show(&beside), message: e.to_string() }
+            })?),
+        };
+        Ok(ProfileFile { name: self.show(path), bytes, manifest })
+    }
+
+    /// The file at `path` below the root; `None` when there is none.
+    fn read(&self, path: &str) -> Result<Option<Cow<'static, [u8]>>, LocateError> {
+        match self {
+            ProfileRoot::BuiltIn => {
+                Ok(BUILT_IN.get_file(path).map(|file| Cow::Borrowed(file.contents())))
+            }
+            ProfileRoot::Directory(root) => match std::fs::read(root.join(path)) {
+                Ok(bytes) => Ok(Some(Cow::Owned(bytes))),
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+                Err(source) => Err(LocateError::Io { file: self.show(path), source }),
+            },
+        }
+    }
+
+    fn show(&self, path: &str) -> String {
+        match self {
+            ProfileRoot::BuiltIn => format!("<built in>/{path}"),
+            ProfileRoot::Directory(root) => root.join(path).display().to_string(),
+        }
+    }
+
+    fn not_found(&self, kind: ProfileKind, hosts: &[&str], models: &[&str]) -> LocateError {
+        let host = hosts.first().copied().unwrap_or("?");
+        let model = models.first().copied().unwrap_or("");
+        let (wanted, flags) = if model.is_empty() {
+            (format!("network device {host}"), String::new())
+        } else if kind == ProfileKind::CpuOverhead {
+            (format!("{model} on network device {host}"), format!(" --models {model}"))
+        } else {
+            (format!("{model} on {host}"), format!(" --models {model}"))
+        };
+        LocateError::NotFound {
+            file: kind.file_names()[0],
+            wanted,
+            root: match self {
+                ProfileRoot::BuiltIn => "the built-in profiles".into(),
+                ProfileRoot::Directory(path) => path.display().to_string(),
+            },
+            held: self.inventory(kind),
+            cure: format!(
+                "measure it with `{}{flags}`, or point --profiling-dir at a folder that has it",
+                kind.command()
+            ),
+        }
+    }
+
+    /// What the set holds of `kind`: hosts, and their models.
+    fn inventory(&self, kind: ProfileKind) -> String {
+        let mut found: Vec<String> = Vec::new();
+        for path in self.files(kind.folder()) {
+            // <folder>/<host>/<model...>/<file>
+            let parts: Vec<&str> = path.split('/').collect();
+            if parts.len() < 3 || !kind.file_names().contains(&parts[parts.len() - 1]) {
+                continue;
+            }
+            let model = parts[2..parts.len() - 1].join("/");
+            found.push(if model.is_empty() {
+                parts[1].to_string()
+            } else {
+                format!("{} ({model})", parts[1])
+            });
+        }
+        found.sort();
+        found.dedup();
+        if found.is_empty() { "none at all".into() } else { found.join(", ") }
+    }
+
+    /// Paths of the files below `folder`, relative to the root, with `/` between their parts.
+    fn files(&self, folder: &str) -> Vec<String> {
+        let mut paths = Vec::new();
+        match self {
+            ProfileRoot::BuiltIn => {
+                if let Some(dir) = BUILT_IN.get_dir(folder) {
+                    list_built_in(dir, &mut paths);
+                }
+            }
+            ProfileRoot::Directory(root) => list_on_disk(root, &root.join(folder), 6, &mut paths),
+        }
+        paths
+    }
+}
+
+fn list_built_in(dir: &Dir<'static>, paths: &mut Vec<String>) {
+    paths.extend(dir.files().map(|file| file.path().display().to_string()));
+    for inner in dir.dirs() {
+        list_built_in(inner, paths);
+    }
+}
+
+/// Folders that cannot be read are left out: this only feeds a message.
+fn list_on_disk(root: &Path, dir: &Path, depth: u32, paths: &mut Vec<String>) {
+    let Ok(entries) = std::fs::read_dir(dir) else { return };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            if depth > 0 {
+                list_on_disk(root, &path, depth - 1, paths);
+            }
+        } else if let Ok(relative) = path.strip_prefix(root) {
+            let parts: Vec<_> =
+                relative.components().map(|c| c.as_os_str().to_string_lossy()).collect();
+            paths.push(parts.join("/"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tree(files: &[(&str, &str)]) -> (tempfile::TempDir, ProfileRoot) {
+        let dir = tempfile::tempdir().unwrap();
+        for (path, text) in files {
+            let path = dir.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        let root = ProfileRoot::directory(dir.path()).unwrap();
+        (dir, root)
+    }
+
+    #[test]
+    fn aliases_are_tried_in_the_order_given() {
+        let (_dir, root) = tree(&[
+            ("compute/a100/org/m/mlp.csv", "first"),
+            ("compute/a100-sxm/org/m/mlp.csv", "second"),
+        ]);
+        let find = |hosts: &[&str]| {
+            let file = root.find(ProfileKind::Mlp, hosts, &["org/none", "org/m"]).unwrap();
+            String::from_utf8(file.bytes.into_owned()).unwrap()
+        };
+        assert_eq!(find(&["a100", "a100-sxm"]), "first");
+        assert_eq!(find(&["a100-sxm", "a100"]), "second");
+        assert_eq!(find(&["nothing", "a100"]), "first");
+    }
+
+    #[test]
+    fn all_reduce_is_found_under_either_name() {
+        let (_dir, root) = tree(&[("network/pair/allreduce.csv", "x")]);
+        let file = root.find(ProfileKind::AllReduce, &["pair"], &[]).unwrap();
+        assert!(file.name.ends_with("allreduce.csv"));
+    }
+
+    #[test]
+    fn an_absent_profile_is_named_with_what_there_is_instead() {
+        let (dir, root) = tree(&[
+            ("compute/a30/org/m/mlp.csv", ""),
+            ("compute/a100/org/b/mlp.csv", ""),
+            ("compute/a100/org/b/attention.csv", ""),
+        ]);
+        let error = root.find(ProfileKind::Mlp, &["h100", "hopper"], &["org/m"]).unwrap_err();
+        assert_eq!(
+            error.to_string().replace(&dir.path().display().to_string(), "ROOT"),
+            "no mlp.csv for org/m on h100 in ROOT, which holds a100 (org/b), a30 (org/m); measure it \
+             with `vidur profile mlp --models org/m`, or point --profiling-dir at a folder that has it"
+        );
+        let error = root.find(ProfileKind::AllReduce, &["pair"], &[]).unwrap_err();
+        assert_eq!(
+            error.to_string().replace(&dir.path().display().to_string(), "ROOT"),
+            "no all_reduce.csv for network device pair in ROOT, which holds none at all; measure it \
+             with `vidur profile network`, or point --profiling-dir at a folder that has it"
+        );
+    }
+
+    #[test]
+    fn a_directory_that_is_not_there_is_refused_at_once() {
+        assert_eq!(
+            ProfileRoot::directory("/no/such/folder").unwrap_err().to_string(),
+            "profiling directory /no/such/folder does not exist; give an existing one with \
+             --profiling-dir"
+        );
+    }
+
+    #[test]
+    fn the_manifest_beside_a_profile_comes_with_it_and_a_broken_one_is_an_error() {
+        let (_dir, root) = tree(&[
+            ("compute/d/m/mlp.csv", "x"),
+            ("compute/d/m/mlp.manifest.json", r#"{"device": "A30"}"#),
+            ("compute/d/n/mlp.csv", "x"),
+            ("compute/d/n/mlp.manifest.json", "{"),
+        ]);
+        let file = root.find(ProfileKind::Mlp, &["d"], &["m"]).unwrap();
+        assert_eq!(file.manifest.unwrap()["device"], "A30");
+        let error = root.find(ProfileKind::Mlp, &["d"], &["n"]).unwrap_err().to_string();
+        assert!(error.contains("mlp.manifest.json: not JSON"), "{error}");
+    }
+
+    #[test]
+    fn the_digest_is_the_standard_one() {
+        assert_eq!(
+            ProfileFile::from_bytes("f", "abc").sha256(),
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+        );
+    }
+
+    #[test]
+    fn the_built_in_set_answers_like_a_folder() {
+        let error =
+            ProfileRoot::BuiltIn.find(ProfileKind::Mlp, &["no-such-sku"], &["m"]).unwrap_err();
+        assert!(
+            error.to_string().starts_with(
+                "no mlp.csv for m on no-such-sku in the built-in profiles, which holds "
+            )
+        );
+    }
+}

@@ -1,0 +1,166 @@
+//! What the user can choose about prediction.
+
+use crate::dataset::read::MissingValues;
+use crate::spec::ops::LayerSum;
+use serde::{Deserialize, Serialize};
+
+/// How operator times are predicted from profiles. In YAML: `predictor: {interpolate: {}}`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum PredictorConfig {
+    /// Interpolate between measured points, extrapolate by the roofline.
+    Interpolate(OperatorSettings),
+    /// Polynomial regression of degree 1 to 5.
+    Linear(OperatorSettings),
+}
+
+impl Default for PredictorConfig {
+    fn default() -> Self {
+        PredictorConfig::Interpolate(OperatorSettings::default())
+    }
+}
+
+impl PredictorConfig {
+    /// The settings common to predictors that add up operators.
+    pub fn settings(&self) -> &OperatorSettings {
+        match self {
+            PredictorConfig::Interpolate(settings) | PredictorConfig::Linear(settings) => settings,
+        }
+    }
+
+    /// The method's name in the configuration.
+    pub fn name(&self) -> &'static str {
+        match self {
+            PredictorConfig::Interpolate(_) => "interpolate",
+            PredictorConfig::Linear(_) => "linear",
+        }
+    }
+}
+
+/// How operators are read and added up.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OperatorSettings {
+    /// What to do with rows whose time is empty, NaN, or impossibly short.
+    pub missing_values: MissingValues,
+    /// Which operators a layer is taken to run.
+    pub layer_sum: LayerSum,
+    /// Slow-down of attention over several sequences, against the same work in one.
+    pub attention_batching_overhead: AttentionBatchingOverhead,
+    /// Milliseconds that launching one all-reduce adds to its profile (Vidur: 0.02).
+    pub all_reduce_launch_ms: f64,
+    /// Use attention rows of this KV block size only; all when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub block_size: Option<u32>,
+}
+
+impl Default for OperatorSettings {
+    fn default() -> Self {
+        OperatorSettings {
+            missing_values: MissingValues::Refuse,
+            layer_sum: LayerSum::Engine,
+            attention_batching_overhead: AttentionBatchingOverhead::default(),
+            all_reduce_launch_ms: 0.02,
+            block_size: None,
+        }
+    }
+}
+
+/// Extra share of attention time for grouped-query models: `decode` when more than one sequence
+/// decodes, `prefill` when a batch holds more than one chunk. Vidur adds 0.1 to each; our
+/// decode profiles are measured with the whole batch, so the default is 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AttentionBatchingOverhead {
+    /// Share added to prefill attention.
+    pub prefill: f64,
+    /// Share added to decode attention.
+    pub decode: f64,
+}
+
+/// How large a batch may be: the range for which times are worked out beforehand. Larger
+/// batches are answered too, only slower.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Tokens in one batch.
+    pub max_batch_tokens: u32,
+    /// Sequences in one batch.
+    pub max_batch_size: u32,
+}
+
+impl OperatorSettings {
+    /// Checks the numbers.
+    ///
+    /// # Errors
+    /// One line that names the field, its value and what was expected.
+    pub fn check(&self) -> Result<(), String> {
+        for (name, value) in [
+            ("attention_batching_overhead.prefill", self.attention_batching_overhead.prefill),
+            ("attention_batching_overhead.decode", self.attention_batching_overhead.decode),
+            ("all_reduce_launch_ms", self.all_reduce_launch_ms),
+        ] {
+            if !(value.is_finite() && value >= 0.0) {
+                return Err(format!("predictor: {name} is {value}; expected 0 or more"));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(yaml: &str) -> Result<PredictorConfig, String> {
+        serde_saphyr::from_str(yaml).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn empty_settings_are_the_defaults() {
+        assert_eq!(parse("interpolate: {}").unwrap(), PredictorConfig::default());
+        assert_eq!(
+            parse("linear: {}").unwrap(),
+            PredictorConfig::Linear(OperatorSettings::default())
+        );
+    }
+
+    #[test]
+    fn settings_read_as_documented() {
+        let config = parse(
+            "interpolate:\n  missing_values: skip\n  layer_sum: vidur\n  \
+             attention_batching_overhead: {prefill: 0.1, decode: 0.1}\n  block_size: 16\n",
+        )
+        .unwrap();
+        let s = config.settings();
+        assert_eq!(s.missing_values, MissingValues::Skip);
+        assert_eq!(s.layer_sum, LayerSum::Vidur);
+        assert_eq!(s.attention_batching_overhead.decode, 0.1);
+        assert_eq!((s.all_reduce_launch_ms, s.block_size), (0.02, Some(16)));
+    }
+
+    #[test]
+    fn unknown_keys_and_methods_are_refused() {
+        assert!(parse("interpolate: {mising_values: skip}").unwrap_err().contains("mising_values"));
+        assert!(parse("spline: {}").unwrap_err().contains("spline"));
+    }
+
+    #[test]
+    fn a_config_survives_writing_and_reading() {
+        let config = PredictorConfig::Linear(OperatorSettings {
+            layer_sum: LayerSum::Vidur,
+            ..OperatorSettings::default()
+        });
+        let text = serde_json::to_string(&config).unwrap();
+        assert_eq!(serde_json::from_str::<PredictorConfig>(&text).unwrap(), config);
+    }
+
+    #[test]
+    fn negative_shares_are_refused_by_name() {
+        let mut s = OperatorSettings::default();
+        s.attention_batching_overhead.decode = -0.5;
+        assert_eq!(
+            s.check().unwrap_err(),
+            "predictor: attention_batching_overhead.decode is -0.5; expected 0 or more"
+        );
+    }
+}

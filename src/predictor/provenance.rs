@@ -1,0 +1,103 @@
+//! Where the numbers of a predictor come from, for the record of a run.
+
+use super::PredictorConfig;
+use super::features::axes;
+use super::interpolate::medians;
+use crate::dataset::read::{OpSamples, ProfileSet, SourceFile};
+use crate::spec::ops::{Feature, Op};
+use serde::Serialize;
+
+/// What a predictor was made from.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Provenance {
+    /// The method, as the configuration names it.
+    pub predictor: &'static str,
+    /// Every operator that is modelled.
+    pub operators: Vec<OperatorProvenance>,
+    /// Operators that the model runs and the profiles lack: they take no time.
+    pub not_modelled: Vec<Op>,
+    /// What was left out of the profiles.
+    pub warnings: Vec<String>,
+    /// What is worth knowing and no cause for worry.
+    pub notes: Vec<String>,
+    /// The files, with digest and manifest.
+    pub sources: Vec<SourceFile>,
+}
+
+/// What the model of one operator was made from.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct OperatorProvenance {
+    /// The operator.
+    pub op: Op,
+    /// Rows of the file that were used.
+    pub rows: usize,
+    /// Distinct points that they measure.
+    pub points: usize,
+    /// Measured range by feature; outside it predictions are extrapolated.
+    pub measured: Vec<MeasuredRange>,
+    /// The file.
+    pub file: String,
+    /// SHA-256 of the file.
+    pub sha256: String,
+}
+
+/// The measured range of one feature.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct MeasuredRange {
+    /// The feature.
+    pub feature: &'static str,
+    /// Smallest value.
+    pub min: f64,
+    /// Largest value.
+    pub max: f64,
+}
+
+/// Distinct points of `samples`, and their range by feature.
+pub fn measured(samples: &OpSamples) -> (usize, Vec<MeasuredRange>) {
+    let names: &[&'static str] = match samples.op.feature() {
+        _ if samples.op.is_collective() => &["bytes"],
+        Feature::Tokens => &["tokens"],
+        Feature::SampledTokens => &["sampled_tokens"],
+        Feature::Prefill => &["chunk_tokens", "kv_tokens"],
+        Feature::Decode => &["sequences", "kv_tokens"],
+    };
+    let ranges = names.iter().enumerate().map(|(i, feature)| {
+        let values = samples.points.iter().map(|s| {
+            let (row, x) = axes(s.input);
+            if names.len() == 2 && i == 0 { row } else { x }
+        });
+        let (min, max) =
+            values.fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), v| (a.min(v), b.max(v)));
+        MeasuredRange { feature, min, max }
+    });
+    (medians(&samples.points).len(), ranges.collect())
+}
+
+impl Provenance {
+    /// The record of a predictor made by `config` from `profiles`.
+    pub fn of(config: &PredictorConfig, profiles: &ProfileSet) -> Provenance {
+        let digest = |file: &str| {
+            let found = profiles.sources.iter().find(|s| s.file == file);
+            found.map(|s| s.sha256.clone()).unwrap_or_default()
+        };
+        let operators = profiles.ops.iter().map(|samples| {
+            let (points, measured) = measured(samples);
+            OperatorProvenance {
+                op: samples.op,
+                rows: samples.points.len(),
+                points,
+                measured,
+                sha256: digest(&samples.file),
+                file: samples.file.clone(),
+            }
+        });
+        Provenance {
+            predictor: config.name(),
+            operators: operators.collect(),
+            not_modelled: profiles.not_measured.clone(),
+            warnings: profiles.warnings.clone(),
+            notes: profiles.notes.clone(),
+            sources: profiles.sources.clone(),
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! The time of a step: the operators of a pipeline stage, priced and added up.
+//!
+//! Operators that depend on nothing but the number of tokens are added up beforehand, for every
+//! number of tokens that a batch may have; a query then costs one look-up and the attention.
+//!
+//! Each operator's time is rounded to 2⁻³² ms (0.2 picoseconds) first. Sums of such numbers below
+//! 2²¹ ms are exact in 64-bit floats in any order, so that the table and
+//! [`CostModel::stage_breakdown`] agree to the nanosecond.
+
+use super::config::{AttentionBatchingOverhead, Limits};
+use super::window::equivalent_chunk;
+use super::{OpModel, Prediction};
+use crate::cost::{BatchShape, CostModel, OpTime, StepCost};
+use crate::ids::StageId;
+use crate::spec::model::ModelSpec;
+use crate::spec::ops::{Feature, LayerSum, Op, OpInput, StageOp, stage_ops};
+use crate::spec::parallel::Parallelism;
+use crate::units::SimDuration;
+
+/// A [`CostModel`] made of one model per operator.
+pub struct StageCost {
+    /// By `Op as usize`; `None` for operators that are not modelled.
+    models: Vec<Option<Box<dyn OpModel>>>,
+    stages: Vec<Stage>,
+    message_bytes_per_token: f64,
+    all_reduce_launch_ms: f64,
+    /// Factors on attention over several sequences; 1 for models without grouped queries.
+    prefill_factor: f64,
+    decode_factor: f64,
+}
+
+#[derive(Debug)]
+struct Stage {
+    /// Operators that are modelled, in running order.
+    ops: Vec<StageOp>,
+    /// Those of `ops` that the tables leave out.
+    attention: Vec<StageOp>,
+    /// All per-token operators together, by number of tokens.
+    per_token: Vec<Prediction>,
+    /// The LM head, by number of sampled tokens; empty where the stage has none.
+    lm_head: Vec<Prediction>,
+}
+
+/// What [`StageCost::new`] needs beside the operators.
+#[derive(Clone, Copy, Debug)]
+pub struct StageSettings {
+    /// Which operators a layer is taken to run.
+    pub layer_sum: LayerSum,
+    /// Slow-down of attention over several sequences.
+    pub attention_batching_overhead: AttentionBatchingOverhead,
+    /// Added to the profile of every all-reduce, milliseconds.
+    pub all_reduce_launch_ms: f64,
+    /// Largest batch for which times are worked out beforehand.
+    pub limits: Limits,
+}
+
+/// Rounds to a multiple of 2⁻³² ms, and keeps sums far inside the range of [`SimDuration`].
+fn rounded(ms: f64) -> f64 {
+    const MOST_MS: f64 = 5e11;
+    // Floats from 2²⁰ to 2²¹ are 2⁻³² apart: the addition rounds, the subtraction is exact.
+    const SHIFT: f64 = 1_572_864.0;
+    (ms.min(MOST_MS) + SHIFT) - SHIFT
+}
+
+impl StageCost {
+    /// Puts the stages of `model` together from operator models. Collectives are asked for bytes.
+    pub fn new(
+        op_models: Vec<(Op, Box<dyn OpModel>)>,
+        model: &ModelSpec,
+        parallel: Parallelism,
+        settings: &StageSettings,
+    ) -> StageCost {
+        let mut models: Vec<Option<Box<dyn OpModel>>> = Op::ALL.iter().map(|_| None).collect();
+        for (op, op_model) in op_models {
+            models[op as usize] = Some(op_model);
+        }
+        let grouped = model.num_attention_heads > model.num_key_value_heads;
+        let factor = |share: f64| if grouped { 1.0 + share } else { 1.0 };
+        let mut cost = StageCost {
+            models,
+            stages: Vec::new(),
+            message_bytes_per_token: f64::from(model.hidden_size) * model.dtype.bytes(),
+            all_reduce_launch_ms: settings.all_reduce_launch_ms,
+            prefill_factor: factor(settings.attention_batching_overhead.prefill),
+            decode_factor: factor(settings.attention_batching_overhead.decode),
+        };
+        cost.stages = (0..parallel.pipeline_parallel)
+            .map(|stage| {
+                let ops = stage_ops(model, parallel, stage, settings.layer_sum);
+                cost.compile(ops, settings.limits)
+            })
+            .collect();
+        cost
+    }
+
+    fn compile(&self, mut ops: Vec<StageOp>, limits: Limits) -> Stage {
+        ops.retain(|o| self.models[o.op as usize].is_some());
+        let of = |features: &[Feature]| -> Vec<StageOp> {
+            ops.iter().filter(|o| features.contains(&o.op.feature())).copied().collect()
+        };
+        let table = |chosen: &[StageOp], most: u32| -> Vec<Prediction> {
+            if chosen.is_empty() {
+                return Vec::new();
+            }
+            let sum = |n: u64| self.sum(chosen.iter().map(|o| self.over_rows(*o, n)));
+            (0..=u64::from(most)).map(sum).collect()
+        };
+        Stage {
+            attention: of(&[Feature::Prefill, Feature::Decode]),
+            per_token: table(&of(&[Feature::Tokens]), limits.max_batch_tokens),
+            lm_head: table(&of(&[Feature::SampledTokens]), limits.max_batch_size),
+            ops,
+        }
+    }
+
+    fn sum(&self, parts: impl Iterator<Item = Prediction>) -> Prediction {
+        parts.fold(Prediction::default(), |a, b| Prediction {
+            ms: a.ms + b.ms,
+            extrapolated: a.extrapolated || b.extrapolated,
+        })
+    }
+
+    fn predict(&self, op: Op, input: OpInput) -> Prediction {
+        self.models[op as usize].as_ref().map_or_else(Prediction::default, |m| m.predict(input))
+    }
+
+    /// All repetitions of an operator that depends on a number of rows only. No rows, no time.
+    fn over_rows(&self, o: StageOp, rows: u64) -> Prediction {
+        if rows == 0 {
+            return Prediction::default();
+        }
+        let x = if o.op.is_collective() {
+            (rows as f64 * self.message_bytes_per_token) as u64
+        } else {
+            rows
+        };
+        let p = self.predict(o.op, OpInput::Tokens(x));
+        let launch = if o.op == Op::AllReduce { self.all_reduce_launch_ms } else { 0.0 };
+        Prediction { ms: rounded((p.ms + launch) * f64::from(o.repeats)), ..p }
+    }
+
+    /// All repetitions of an attention operator; `None` when the batch does not need it.
+    ///
+    /// Decoding sequences count by their number and mean cache. Several prompt chunks run as one
+    /// kernel, and are priced as one chunk of the same work, see [`equivalent_chunk`].
+    fn attention(&self, o: StageOp, batch: &BatchShape) -> Option<Prediction> {
+        let (p, factor) = if o.op == Op::AttnDecode {
+            let n = u64::from(batch.num_decodes);
+            if n == 0 {
+                return None;
+            }
+            let kv = batch.decode_kv_tokens as f64 / n as f64;
+            let kv = o.window.map_or(kv, |w| kv.min(f64::from(w)));
+            let factor = if n > 1 { self.decode_factor } else { 1.0 };
+            (self.predict(o.op, OpInput::Decode { batch: n, kv }), factor)
+        } else {
+            let (kv, chunk) = equivalent_chunk(&batch.prefills, o.window)?;
+            let factor = if batch.prefills.len() > 1 { self.prefill_factor } else { 1.0 };
+            (self.predict(o.op, OpInput::Prefill { kv, chunk }), factor)
+        };
+        Some(Prediction { ms: rounded(p.ms * f64::from(o.repeats) * factor), ..p })
+    }
+
+    /// All repetitions of one operator; `None` when the batch does not need it.
+    fn op_time(&self, o: StageOp, batch: &BatchShape) -> Option<Prediction> {
+        match o.op.feature() {
+            Feature::Prefill | Feature::Decode => self.attention(o, batch),
+            Feature::Tokens => Some(self.over_rows(o, batch.num_tokens())),
+            Feature::SampledTokens => match batch.num_sampled() {
+                0 => None,
+                rows => Some(self.over_rows(o, rows)),
+            },
+        }
+    }
+}
+
+impl CostModel for StageCost {
+    fn num_stages(&self) -> u32 {
+        self.stages.len() as u32
+    }
+
+    fn stage_cost(&self, stage: StageId, batch: &BatchShape) -> StepCost {
+        let stage = &self.stages[stage.index()];
+        let look_up = |table: &[Prediction], n: u64| match table {
+            [] => Some(Prediction::default()),
+            _ => table.get(n as usize).copied(),
+        };
+        let total = match (
+            look_up(&stage.per_token, batch.num_tokens()),
+            look_up(&stage.lm_head, if stage.lm_head.is_empty() { 0 } else { batch.num_sampled() }),
+        ) {
+            (Some(per_token), Some(lm_head)) => {
+                let attention = stage.attention.iter().filter_map(|o| self.attention(*o, batch));
+                self.sum([per_token, lm_head].into_iter().chain(attention))
+            }
+            // Larger than the tables were made for.
+            _ => self.sum(stage.ops.iter().filter_map(|o| self.op_time(*o, batch))),
+        };
+        StepCost { duration: SimDuration::from_ms(total.ms), extrapolated: total.extrapolated }
+    }
+
+    fn stage_breakdown(&self, stage: StageId, batch: &BatchShape) -> Vec<OpTime> {
+        let mut times: Vec<OpTime> = Vec::new();
+        for o in &self.stages[stage.index()].ops {
+            let Some(p) = self.op_time(*o, batch) else { continue };
+            match times.last_mut() {
+                // The same operator with and without a window.
+                Some(last) if last.op == o.op => {
+                    last.ms += p.ms;
+                    last.extrapolated |= p.extrapolated;
+                }
+                _ => times.push(OpTime { op: o.op, ms: p.ms, extrapolated: p.extrapolated }),
+            }
+        }
+        times
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn rounding_is_to_the_nearest_multiple(ms in 0.0..5e5f64) {
+            const UNIT: f64 = 4_294_967_296.0;
+            let r = rounded(ms);
+            prop_assert_eq!((r * UNIT).fract(), 0.0);
+            prop_assert!((r - ms).abs() <= 0.5 / UNIT && r >= 0.0);
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! The folder of a run. Everything is written into a temporary folder beside it, which is renamed
+//! at the end: a folder with the final name is a finished run, and nothing is ever overwritten.
+
+use std::fs;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+/// A folder that becomes visible under its name when [`RunDir::finish`] is called, and disappears
+/// otherwise.
+#[derive(Debug)]
+pub struct RunDir {
+    target: PathBuf,
+    temporary: tempfile::TempDir,
+}
+
+/// Why a folder cannot be written. One line with path and cure.
+#[derive(Debug, thiserror::Error)]
+pub enum RunDirError {
+    /// There is something already.
+    #[error(
+        "{path} exists already and nothing is overwritten; choose another --output-dir or remove it"
+    )]
+    Exists {
+        /// Where.
+        path: String,
+    },
+    /// The system refuses: no permission, no space, no such folder.
+    #[error("cannot write {path}: {cause}")]
+    Io {
+        /// What was being written.
+        path: String,
+        /// What the system says.
+        cause: String,
+    },
+}
+
+impl RunDir {
+    /// Prepares `target`, which must not exist or be empty. Its parents are made.
+    ///
+    /// # Errors
+    /// When it exists with something in it, or cannot be made.
+    pub fn create(target: &Path) -> Result<Self, RunDirError> {
+        let failed = |cause: io::Error| RunDirError::Io {
+            path: target.display().to_string(),
+            cause: cause.to_string(),
+        };
+        let occupied = match fs::read_dir(target) {
+            Ok(mut entries) => entries.next().is_some(),
+            Err(_) => target.symlink_metadata().is_ok(),
+        };
+        if occupied {
+            return Err(RunDirError::Exists { path: target.display().to_string() });
+        }
+        let parent = match target.parent() {
+            Some(p) if !p.as_os_str().is_empty() => p,
+            _ => Path::new("."),
+        };
+        fs::create_dir_all(parent).map_err(failed)?;
+        let temporary = tempfile::Builder::new()
+            .prefix(".unfinished-")
+            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .tempdir_in(parent)
+            .map_err(failed)?;
+        Ok(RunDir { target: target.into(), temporary })
+    }
+
+    /// Writes one file of the run.
+    ///
+    /// # Errors
+    /// Those of the system, with the path.
+    pub fn write(
+        &self,
+        name: &str,
+        fill: impl FnOnce(&mut BufWriter<fs::File>) -> io::Result<()>,
+    ) -> Result<(), RunDirError> {
+        let result = fs::File::create_new(self.temporary.path().join(name)).and_then(|file| {
+            let mut out = BufWriter::with_capacity(1 << 16, file);
+            fill(&mut out)?;
+            out.flush()
+        });
+        result.map_err(|e| RunDirError::Io {
+            path: self.target.join(name).display().to_string(),
+            cause: e.to_string(),
+        })
+    }
+
+    /// Gives the folder its name.
+    ///
+    /// # Errors
+    /// When something took the name meanwhile, or the system refuses.
+    pub fn finish(self) -> Result<PathBuf, RunDirError> {
+        let path = self.target.display().to_string();
+        // An empty folder may stand there; anything else makes the rename fail.
+        match fs::rename(self.temporary.path(), &self.target) {
+            Ok(()) => {
+                let _ = self.temporary.keep();
+                Ok(self.target)
+            }
+            Err(e) => match e.kind() {
+                io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists => {
+                    Err(RunDirError::Exists { path })
+                }
+                _ => Err(RunDirError::Io { path, cause: e.to_string() }),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_appears_whole_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("a/b");
+        let run = RunDir::create(&target).unwrap();
+        run.write("x.txt", |out| out.write_all(b"x")).unwrap();
+        assert!(!target.exists());
+        drop(run);
+        assert_eq!(fs::read_dir(dir.path().join("a")).unwrap().count(), 0);
+
+        let run = RunDir::create(&target).unwrap();
+        run.write("x.txt", |out| out.write_all(b"x")).unwrap();
+        run.finish().unwrap();
+        assert_eq!(fs::read(target.join("x.txt")).unwrap(), b"x");
+        assert_eq!(fs::read_dir(dir.path().join("a")).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn nothing_is_overwritten() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("x"), "mine").unwrap();
+        let error = RunDir::create(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("exists already"), "{error}");
+        let file = dir.path().join("x");
+        assert!(RunDir::create(&file).unwrap_err().to_string().contains("exists already"));
+        let late = RunDir::create(&dir.path().join("late")).unwrap();
+        fs::create_dir(dir.path().join("late")).unwrap();
+        fs::write(dir.path().join("late/y"), "theirs").unwrap();
+        assert!(late.finish().unwrap_err().to_string().contains("exists already"));
+    }
+}

@@ -1,0 +1,250 @@
+//! From a config to everything that a simulation needs, all checked before anything runs.
+
+use super::config::{KvSize, RunConfig};
+use super::lookup::{self, ResolveError, at};
+use super::overrides::expand;
+use crate::metrics::Recorder;
+use crate::predictor::{self, Limits, Provenance, StageCost};
+use crate::sim::{self, BatchLimits, Observer, Outcome, SimConfig, SimError};
+use crate::spec::catalog::Catalog;
+use crate::spec::device::DeviceSku;
+use crate::spec::memory::{self, MemoryPlan, VidurPlan};
+use crate::spec::model::{Dtype, ModelSpec};
+use crate::spec::parallel::Parallelism;
+use crate::workload::Workload;
+use serde::Serialize;
+
+/// A run that can start.
+pub struct Run {
+    /// The config that it came from, paths expanded.
+    pub config: RunConfig,
+    /// What is served.
+    pub model: ModelSpec,
+    /// On what.
+    pub device: DeviceSku,
+    /// Step times.
+    pub cost: StageCost,
+    /// Where they come from.
+    pub provenance: Provenance,
+    /// What is asked of the fleet.
+    pub workload: Workload,
+    /// What is simulated.
+    pub sim: SimConfig,
+    /// Bounds that every batch keeps.
+    pub limits: BatchLimits,
+    /// How the KV cache was sized.
+    pub kv: KvReport,
+}
+
+/// How the KV cache was sized.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KvReport {
+    /// From the memory of the device.
+    Planned(MemoryPlan),
+    /// As the config says.
+    Given {
+        /// Blocks of a replica.
+        num_blocks: u32,
+    },
+    /// By Vidur's rule.
+    Vidur(VidurPlan),
+}
+
+/// What ran, for the files of a run.
+#[derive(Clone, Debug, Serialize)]
+pub struct DeploymentReport<'a> {
+    /// Model id.
+    pub model: &'a str,
+    /// Device name.
+    pub device: &'a str,
+    /// Devices in all replicas.
+    pub num_devices: u32,
+    /// Number format that memory and rooflines are computed in.
+    pub dtype: Dtype,
+    /// How the KV cache was sized.
+    pub kv_cache: KvReport,
+    /// The workload in words.
+    pub workload: &'a str,
+}
+
+fn plain<E: std::fmt::Display>(e: E) -> ResolveError {
+    ResolveError(e.to_string())
+}
+
+impl Run {
+    /// Looks up, reads and checks everything that `config` names.
+    ///
+    /// # Errors
+    /// The first thing that does not hold.
+    pub fn resolve(mut config: RunConfig, catalog: &Catalog) -> Result<Self, ResolveError> {
+        expand_paths(&mut config)?;
+        let model = catalog.model(&config.model).map_err(at("model"))?;
+        let cluster = &config.cluster;
+        let parallel = Parallelism {
+            tensor_parallel: cluster.tensor_parallel,
+            pipeline_parallel: cluster.pipeline_parallel,
+        };
+        parallel.check(&model).map_err(at("cluster"))?;
+        if !(1..=100_000).contains(&cluster.num_replicas) {
+            let n = cluster.num_replicas;
+            return Err(ResolveError(format!("cluster.num_replicas: {n}; expected 1 to 100000")));
+        }
+        config
+            .scheduler
+            .check(parallel.pipeline_parallel)
+            .map_err(|(field, message)| ResolveError(format!("scheduler.{field}: {message}")))?;
+        check_kv(&config)?;
+        let limits = config.scheduler.limits(parallel.pipeline_parallel);
+
+        let sku = &config.cluster.sku;
+        let root = lookup::profile_root(config.profiling_dir.as_deref(), sku, &model)?;
+        let device = lookup::device(sku, catalog, &root)?;
+        let dtype = compute_dtype(&model, &device);
+        let (kv, num_blocks) = size_kv(&config, &model, &device, parallel, dtype, limits)?;
+
+        let workload = config.workload.build(config.seed).map_err(plain)?;
+        check_context(&workload, &model)?;
+        let (cost, provenance) = predictor::build(
+            &config.predictor,
+            &root,
+            &model,
+            &device,
+            cluster.network_device.as_deref(),
+            parallel,
+            Limits { max_batch_tokens: limits.max_tokens, max_batch_size: limits.max_seqs },
+        )
+        .map_err(plain)?;
+        let sim = SimConfig {
+            num_replicas: cluster.num_replicas,
+            router: cluster.router,
+            scheduler: config.scheduler.clone(),
+            kv_blocks: num_blocks,
+            block_size: config.kv_cache.block_size,
+            // As Vidur and vLLM: cut to whole blocks.
+            watermark_blocks: (config.kv_cache.watermark * f64::from(num_blocks)) as u32,
+            keep_target_on_restart: !config.vidur_compat.forgetful_restart,
+            seed: config.seed,
+        };
+        Ok(Run { config, model, device, cost, provenance, workload, sim, limits, kv })
+    }
+
+    /// Simulates, and tells `observer` beside a recorder.
+    ///
+    /// # Errors
+    /// When the workload cannot be served by this configuration.
+    pub fn execute<O: Observer>(
+        &self,
+        keep_spans: bool,
+        observer: O,
+    ) -> Result<(Outcome, Recorder, O), SimError> {
+        let mut both = (Recorder::new(self.sim.num_replicas, keep_spans), observer);
+        let outcome = sim::run(&self.sim, &self.cost, &self.workload, &mut both)?;
+        Ok((outcome, both.0, both.1))
+    }
+
+    /// What ran.
+    pub fn report(&self) -> DeploymentReport<'_> {
+        let cluster = &self.config.cluster;
+        DeploymentReport {
+            model: &self.model.name,
+            device: &self.device.name,
+            num_devices: cluster.num_replicas * cluster.tensor_parallel * cluster.pipeline_parallel,
+            dtype: compute_dtype(&self.model, &self.device),
+            kv_cache: self.kv,
+            workload: &self.workload.description,
+        }
+    }
+}
+
+fn expand_paths(config: &mut RunConfig) -> Result<(), ResolveError> {
+    let variable = |name: &str| std::env::var(name).ok();
+    if let Some(dir) = &mut config.profiling_dir {
+        *dir = expand(&dir.to_string_lossy(), variable).map_err(at("profiling_dir"))?.into();
+    }
+    if let Some(file) = config.workload.files_mut() {
+        *file = expand(&file.to_string_lossy(), variable).map_err(at("workload"))?.into();
+    }
+    Ok(())
+}
+
+/// The number format that the model runs in: its own where the device computes in it, else the
+/// widest that the device has.
+fn compute_dtype(model: &ModelSpec, device: &DeviceSku) -> Dtype {
+    let has = |dtype: &Dtype| device.peak_flops_per_s.contains_key(dtype);
+    let widest = device.peak_flops_per_s.keys().max_by_key(|d| d.bits());
+    if has(&model.dtype) { model.dtype } else { widest.copied().unwrap_or(model.dtype) }
+}
+
+fn check_kv(config: &RunConfig) -> Result<(), ResolveError> {
+    let kv = &config.kv_cache;
+    if !(1..=65536).contains(&kv.block_size) {
+        let n = kv.block_size;
+        return Err(ResolveError(format!("kv_cache.block_size: {n}; expected 1 to 65536 tokens")));
+    }
+    if !(0.0..1.0).contains(&kv.watermark) {
+        let w = kv.watermark;
+        return Err(ResolveError(format!("kv_cache.watermark: {w}; expected 0 or more, below 1")));
+    }
+    match kv.size {
+        KvSize::MemoryUtilization(u) if !(u > 0.0 && u <= 1.0) => Err(ResolveError(format!(
+            "kv_cache.size.memory_utilization: {u}; expected above 0, at most 1"
+        ))),
+        KvSize::Blocks(0) => {
+            Err(ResolveError("kv_cache.size.blocks: 0; expected at least 1".into()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn size_kv(
+    config: &RunConfig,
+    model: &ModelSpec,
+    device: &DeviceSku,
+    parallel: Parallelism,
+    dtype: Dtype,
+    limits: BatchLimits,
+) -> Result<(KvReport, u32), ResolveError> {
+    let block_size = config.kv_cache.block_size;
+    if let Some(planner) = config.vidur_compat.memory_planner {
+        let field = "vidur_compat.memory_planner";
+        let margin = planner.memory_margin;
+        if planner.max_tokens < block_size || !(0.0..1.0).contains(&margin) {
+            return Err(ResolveError(format!(
+                "{field}: max_tokens {} and memory_margin {margin}; expected at least one block of \
+                 {block_size} tokens, and a margin of 0 or more, below 1",
+                planner.max_tokens
+            )));
+        }
+        let gb = planner.memory_gb.unwrap_or(device.memory_bytes as f64 / f64::from(1 << 30));
+        let plan = memory::vidur_plan(model, gb, parallel, block_size, planner.max_tokens, margin)
+            .map_err(at(field))?;
+        return Ok((KvReport::Vidur(plan), plan.num_blocks));
+    }
+    match config.kv_cache.size {
+        KvSize::Blocks(num_blocks) => Ok((KvReport::Given { num_blocks }, num_blocks)),
+        KvSize::MemoryUtilization(utilization) => {
+            let bounds = (limits.max_tokens, limits.max_seqs);
+            let plan =
+                memory::plan(model, device, parallel, dtype, bounds, block_size, utilization)
+                    .map_err(at("kv_cache"))?;
+            Ok((KvReport::Planned(plan), plan.num_blocks))
+        }
+    }
+}
+
+/// Refuses requests that are longer than the model's context.
+fn check_context(workload: &Workload, model: &ModelSpec) -> Result<(), ResolveError> {
+    let limit = model.max_position_embeddings;
+    let total = |r: &crate::workload::RequestSpec| r.prefill_tokens.saturating_add(r.decode_tokens);
+    let Some(at) = workload.requests.iter().position(|r| total(r) > limit) else { return Ok(()) };
+    let longer = workload.requests.iter().filter(|r| total(r) > limit).count();
+    Err(ResolveError(format!(
+        "workload: request {at} has {} tokens, more than the {limit} of {}'s context ({longer} of {} \
+         requests are too long); shorten them, or for a trace set workload.trace.max_tokens and \
+         too_long",
+        total(&workload.requests[at]),
+        model.name,
+        workload.requests.len()
+    )))
+}

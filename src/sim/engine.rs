@@ -1,0 +1,384 @@
+//! The event loop.
+
+use super::batch::Batch;
+use super::kv_blocks::KvBlocks;
+use super::observer::Observer;
+use super::request::Request;
+use super::router::{Load, Router, RouterConfig};
+use super::scheduler::{self, Scheduler, SchedulerConfig};
+use crate::cost::CostModel;
+use crate::ids::{ReplicaId, RequestId, StageId};
+use crate::units::SimTime;
+use crate::workload::Workload;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+
+/// What is simulated, beside cost model and workload.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SimConfig {
+    /// Copies of the model.
+    pub num_replicas: u32,
+    /// How requests are spread over them.
+    pub router: RouterConfig,
+    /// How each of them forms batches.
+    pub scheduler: SchedulerConfig,
+    /// KV blocks of each replica.
+    pub kv_blocks: u32,
+    /// Tokens that a KV block holds.
+    pub block_size: u32,
+    /// Blocks that stay free when a new request is admitted.
+    pub watermark_blocks: u32,
+    /// A request that restarts before its prompt was done keeps its prompt; Vidur does not.
+    pub keep_target_on_restart: bool,
+    /// Seed of what the simulator itself draws (random routers).
+    pub seed: u64,
+}
+
+/// What a run came to.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// Every request in its final state, by id.
+    pub requests: Vec<Request>,
+    /// Batches formed, on all replicas.
+    pub num_batches: u64,
+    /// When the last event happened.
+    pub end: SimTime,
+}
+
+/// Why a configuration cannot serve a workload.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SimError {
+    /// One request needs more KV cache than a replica has.
+    #[error(
+        "request {id} has {tokens} tokens and needs {needed} KV blocks of {block_size} tokens, but a \
+         replica has {capacity} with {watermark} kept free: it could never finish; use a shorter \
+         maximum length, more memory per replica (tensor_parallel, another device) or a smaller model"
+    )]
+    RequestTooLong {
+        /// Which.
+        id: RequestId,
+        /// Prompt and output.
+        tokens: u32,
+        /// Blocks that they fill.
+        needed: u32,
+        /// Tokens per block.
+        block_size: u32,
+        /// Blocks of a replica.
+        capacity: u32,
+        /// Blocks kept free at admission.
+        watermark: u32,
+    },
+    /// One request is longer than the largest batch.
+    #[error(
+        "request {id} has {tokens} tokens, more than scheduler.vllm.max_num_batched_tokens \
+         {budget}: its prompt, or prompt and output after a preemption, would wait for ever; raise \
+         the budget or shorten the requests"
+    )]
+    RequestOverBudget {
+        /// Which.
+        id: RequestId,
+        /// Prompt and output.
+        tokens: u32,
+        /// Tokens of the largest prefill batch.
+        budget: u32,
+    },
+    /// Nothing can happen any more and requests are left. A defect of a scheduler.
+    #[error("the simulation is stuck with {left} requests unfinished; please report this")]
+    Stuck {
+        /// Requests unfinished.
+        left: usize,
+    },
+}
+
+/// Simulates `workload` to its end and tells `observer` what happens.
+///
+/// # Errors
+/// When some request could never finish; before anything is simulated where that can be told.
+pub fn run<O: Observer>(
+    config: &SimConfig,
+    cost: &dyn CostModel,
+    workload: &Workload,
+    observer: &mut O,
+) -> Result<Outcome, SimError> {
+    check_lengths(config, workload)?;
+    let mut engine = Engine::new(config, cost, workload, observer);
+    engine.run();
+    engine.finish()
+}
+
+/// Refuses requests that no replica could ever finish.
+fn check_lengths(config: &SimConfig, workload: &Workload) -> Result<(), SimError> {
+    let budget = match &config.scheduler {
+        SchedulerConfig::Vllm(c) => c.max_num_batched_tokens,
+        SchedulerConfig::Sarathi(_) => u32::MAX,
+    };
+    for (i, r) in workload.requests.iter().enumerate() {
+        let id = RequestId(i as u32);
+        let tokens = r.prefill_tokens + r.decode_tokens;
+        let needed = tokens.div_ceil(config.block_size);
+        let reserve = config.watermark_blocks.max(1);
+        if needed.saturating_add(reserve) > config.kv_blocks {
+            return Err(SimError::RequestTooLong {
+                id,
+                tokens,
+                needed,
+                block_size: config.block_size,
+                capacity: config.kv_blocks,
+                watermark: reserve,
+            });
+        }
+        if tokens > budget {
+            return Err(SimError::RequestOverBudget { id, tokens, budget });
+        }
+    }
+    Ok(())
+}
+
+/// A batch under way, by its place in [`Engine::batches`].
+type Slot = usize;
+
+/// One pipeline stage of a replica.
+#[derive(Default)]
+struct Stage {
+    running: Option<Slot>,
+    queue: VecDeque<Slot>,
+}
+
+struct ReplicaState {
+    scheduler: Box<dyn Scheduler>,
+    kv: KvBlocks,
+    stages: Vec<Stage>,
+    /// Batches in the pipeline, at most one a stage.
+    in_flight: usize,
+    outstanding: u32,
+    /// Something happened that may let it form a batch.
+    dirty: bool,
+}
+
+/// The end of a stage. The second field counts stage starts and breaks ties.
+type StageEnd = Reverse<(SimTime, u64, ReplicaId, StageId)>;
+
+struct Engine<'a, O> {
+    cost: &'a dyn CostModel,
+    workload: &'a Workload,
+    observer: &'a mut O,
+    now: SimTime,
+    requests: Vec<Request>,
+    next_arrival: usize,
+    router: Box<dyn Router>,
+    replicas: Vec<ReplicaState>,
+    ends: BinaryHeap<StageEnd>,
+    num_starts: u64,
+    num_batches: u64,
+    batches: Vec<Batch>,
+    free_slots: Vec<Slot>,
+    dirty: Vec<ReplicaId>,
+    restarted: Vec<RequestId>,
+}
+
+impl<'a, O: Observer> Engine<'a, O> {
+    fn new(
+        config: &SimConfig,
+        cost: &'a dyn CostModel,
+        workload: &'a Workload,
+        observer: &'a mut O,
+    ) -> Self {
+        let stages = cost.num_stages();
+        let replica = || ReplicaState {
+            scheduler: config.scheduler.build(stages, config.keep_target_on_restart),
+            kv: KvBlocks::new(config.kv_blocks, config.block_size, config.watermark_blocks),
+            stages: (0..stages).map(|_| Stage::default()).collect(),
+            in_flight: 0,
+            outstanding: 0,
+            dirty: false,
+        };
+        Engine {
+            cost,
+            workload,
+            observer,
+            now: SimTime::ZERO,
+            requests: Vec::with_capacity(workload.requests.len()),
+            next_arrival: 0,
+            router: config.router.build(config.num_replicas, config.seed),
+            replicas: (0..config.num_replicas).map(|_| replica()).collect(),
+            ends: BinaryHeap::new(),
+            num_starts: 0,
+            num_batches: 0,
+            batches: Vec::new(),
+            free_slots: Vec::new(),
+            dirty: Vec::new(),
+            restarted: Vec::new(),
+        }
+    }
+
+    fn run(&mut self) {
+        while let Some(now) = self.next_instant() {
+            self.now = now;
+            while let Some(&Reverse((time, _, replica, stage))) = self.ends.peek() {
+                if time > now {
+                    break;
+                }
+                self.ends.pop();
+                self.end_stage(replica, stage);
+            }
+            while let Some(spec) = self.workload.requests.get(self.next_arrival) {
+                if spec.arrived_at > now {
+                    break;
+                }
+                let request =
+                    Request::new(spec.arrived_at, spec.prefill_tokens, spec.decode_tokens);
+                self.arrive(request);
+            }
+            self.dirty.sort_unstable();
+            for i in 0..self.dirty.len() {
+                self.settle(self.dirty[i]);
+            }
+            self.dirty.clear();
+        }
+    }
+
+    /// When something happens next.
+    fn next_instant(&self) -> Option<SimTime> {
+        let arrival = self.workload.requests.get(self.next_arrival).map(|r| r.arrived_at);
+        let end = self.ends.peek().map(|Reverse((time, ..))| *time);
+        match (arrival, end) {
+            (Some(a), Some(e)) => Some(a.min(e)),
+            (a, e) => a.or(e),
+        }
+    }
+
+    fn arrive(&mut self, request: Request) {
+        let id = RequestId(self.next_arrival as u32);
+        self.next_arrival += 1;
+        let replica = self.router.route();
+        self.observer.arrived(self.now, id, &request, replica);
+        self.requests.push(request);
+        let state = &mut self.replicas[replica.index()];
+        state.scheduler.enqueue(id);
+        state.outstanding += 1;
+        self.touch(replica);
+        self.report_load(replica);
+    }
+
+    fn touch(&mut self, replica: ReplicaId) {
+        let state = &mut self.replicas[replica.index()];
+        if !state.dirty {
+            state.dirty = true;
+            self.dirty.push(replica);
+        }
+    }
+
+    fn report_load(&mut self, replica: ReplicaId) {
+        let state = &self.replicas[replica.index()];
+        let load = Load {
+            outstanding: state.outstanding,
+            waiting: state.scheduler.num_waiting() as u32,
+            kv_used: state.kv.used(),
+        };
+        self.router.update(replica, load);
+    }
+
+    /// Fills the pipeline of a replica to which something happened.
+    fn settle(&mut self, replica: ReplicaId) {
+        self.replicas[replica.index()].dirty = false;
+        while self.form_batch(replica) {}
+        self.report_load(replica);
+        let state = &self.replicas[replica.index()];
+        self.observer.settled(self.now, replica, &state.kv, state.scheduler.num_waiting());
+    }
+
+    fn form_batch(&mut self, replica: ReplicaId) -> bool {
+        let state = &mut self.replicas[replica.index()];
+        if state.in_flight == state.stages.len() {
+            return false;
+        }
+        let slot = self.free_slots.pop().unwrap_or_else(|| {
+            self.batches.push(Batch::default());
+            self.batches.len() - 1
+        });
+        let batch = &mut self.batches[slot];
+        state.scheduler.next_batch(
+            &mut scheduler::Replica {
+                requests: &mut self.requests,
+                kv: &mut state.kv,
+                restarted: &mut self.restarted,
+            },
+            batch,
+        );
+        for id in self.restarted.drain(..) {
+            self.observer.restarted(self.now, id, &self.requests[id.index()]);
+        }
+        if batch.is_empty() {
+            self.free_slots.push(slot);
+            return false;
+        }
+        batch.id = self.num_batches;
+        self.num_batches += 1;
+        self.observer.batch_formed(self.now, replica, batch, &state.kv);
+        state.in_flight += 1;
+        state.stages[0].queue.push_back(slot);
+        self.start_stage(replica, StageId(0));
+        true
+    }
+
+    /// Starts the next queued batch of a stage if the stage is idle.
+    fn start_stage(&mut self, replica: ReplicaId, stage: StageId) {
+        let state = &mut self.replicas[replica.index()].stages[stage.index()];
+        if state.running.is_some() {
+            return;
+        }
+        let Some(slot) = state.queue.pop_front() else { return };
+        state.running = Some(slot);
+        let batch = &self.batches[slot];
+        let cost = self.cost.stage_cost(stage, &batch.shape);
+        self.observer.stage_started(self.now, replica, stage, batch, cost);
+        self.ends.push(Reverse((self.now + cost.duration, self.num_starts, replica, stage)));
+        self.num_starts += 1;
+    }
+
+    fn end_stage(&mut self, replica: ReplicaId, stage: StageId) {
+        let state = &mut self.replicas[replica.index()];
+        let Some(slot) = state.stages[stage.index()].running.take() else { return };
+        self.start_stage(replica, stage);
+        let next = StageId(stage.0 + 1);
+        match self.replicas[replica.index()].stages.get_mut(next.index()) {
+            Some(stage) => {
+                stage.queue.push_back(slot);
+                self.start_stage(replica, next);
+            }
+            None => self.end_batch(replica, slot),
+        }
+    }
+
+    fn end_batch(&mut self, replica: ReplicaId, slot: Slot) {
+        let state = &mut self.replicas[replica.index()];
+        let batch = &mut self.batches[slot];
+        self.observer.batch_ended(self.now, replica, batch);
+        for entry in &batch.entries {
+            let request = &mut self.requests[entry.request.index()];
+            let progress = request.advance(entry.tokens);
+            if progress.emitted {
+                self.observer.token(self.now, entry.request, request);
+            }
+            if progress.completed {
+                state.kv.release(request);
+                state.outstanding -= 1;
+                self.observer.completed(self.now, entry.request, request);
+            }
+        }
+        state.scheduler.batch_ended(batch, &self.requests);
+        state.in_flight -= 1;
+        batch.clear();
+        self.free_slots.push(slot);
+        self.touch(replica);
+    }
+
+    fn finish(self) -> Result<Outcome, SimError> {
+        let left = self.requests.iter().filter(|r| !r.is_complete()).count();
+        if left > 0 {
+            return Err(SimError::Stuck { left });
+        }
+        self.observer.ended(self.now);
+        Ok(Outcome { requests: self.requests, num_batches: self.num_batches, end: self.now })
+    }
+}

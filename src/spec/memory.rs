@@ -1,0 +1,175 @@
+//! How many KV blocks fit beside the weights.
+
+use super::device::DeviceSku;
+use super::model::{Dtype, ModelSpec};
+use super::parallel::Parallelism;
+use serde::Serialize;
+
+/// Where the memory of the fullest device goes, in bytes, and what that leaves for the KV cache.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct MemoryPlan {
+    /// Weights of the stage.
+    pub weight_bytes: u64,
+    /// Activations at the largest batch, logits included.
+    pub activation_bytes: u64,
+    /// What is left for the KV cache.
+    pub kv_cache_bytes: u64,
+    /// One block of keys and values, all layers of the stage.
+    pub kv_block_bytes: u64,
+    /// Blocks of a replica.
+    pub num_blocks: u32,
+}
+
+/// Bytes of keys and values that one token occupies on one device of a stage with `layers` layers.
+///
+/// `2 (K and V) · layers · kv_heads_per_device · head_dim · bytes_per_element`  [bytes / token]
+/// Source: vLLM 0.11, kv_cache_utils. Assumes a cache in the type of the activations.
+pub fn kv_bytes_per_token(
+    model: &ModelSpec,
+    parallel: Parallelism,
+    layers: u32,
+    dtype: Dtype,
+) -> f64 {
+    let heads = f64::from(parallel.kv_heads_per_device(model));
+    2.0 * f64::from(layers) * heads * f64::from(model.head_dim) * dtype.bytes()
+}
+
+/// Weight bytes on one device of `stage`: its share of the layers, the embedding on the first stage
+/// and the final norm and LM head on the last. Norms and biases are not split.
+fn weight_bytes(model: &ModelSpec, parallel: Parallelism, stage: u32, dtype: Dtype) -> f64 {
+    let tp = f64::from(parallel.tensor_parallel);
+    let layers = f64::from(parallel.layers_in_stage(model.num_layers, stage));
+    let embedding = f64::from(model.vocab_size) * f64::from(model.hidden_size);
+    let first = stage == 0;
+    let last = stage + 1 == parallel.pipeline_parallel;
+    let mut params = layers * model.params_per_layer() as f64;
+    // A tied LM head shares the embedding where both are on one device.
+    if first {
+        params += embedding;
+    }
+    if last && !(first && model.tie_word_embeddings) {
+        params += embedding;
+    }
+    // Key-value heads that the tensor-parallel degree does not divide are held in several copies.
+    let copied =
+        f64::from(parallel.kv_heads_per_device(model)) * tp - f64::from(model.num_key_value_heads);
+    params += layers * 2.0 * copied * f64::from(model.head_dim) * f64::from(model.hidden_size);
+    params / tp * dtype.bytes()
+}
+
+/// Activation bytes at a batch of `tokens` tokens of which `sampled` are sampled: residual stream
+/// and its copy, the widest intermediate (gate, up and their product), and logits in f32 with their
+/// probabilities. An engine's own allocator and CUDA graphs come on top; that is what
+/// `memory_utilization` below 1 leaves room for.
+fn activation_bytes(
+    model: &ModelSpec,
+    parallel: Parallelism,
+    tokens: u32,
+    sampled: u32,
+    dtype: Dtype,
+) -> f64 {
+    let tp = f64::from(parallel.tensor_parallel);
+    let ffn = 3.0 * f64::from(model.intermediate_size) / tp;
+    let qkv = (model.q_size() + 2 * model.kv_size()) as f64 / tp;
+    let per_token = 2.0 * f64::from(model.hidden_size) + ffn.max(qkv);
+    let logits = 2.0 * f64::from(sampled) * f64::from(model.vocab_size) / tp * 4.0;
+    f64::from(tokens) * per_token * dtype.bytes() + logits
+}
+
+/// Plans a replica whose engine may use `utilization` of each device's memory for batches of at
+/// most `max_tokens` tokens and `max_seqs` sequences.
+///
+/// # Errors
+/// One line that says what does not fit, by how much, and the cure.
+pub fn plan(
+    model: &ModelSpec,
+    device: &DeviceSku,
+    parallel: Parallelism,
+    dtype: Dtype,
+    limits: (u32, u32),
+    block_size: u32,
+    utilization: f64,
+) -> Result<MemoryPlan, String> {
+    let (max_tokens, max_seqs) = limits;
+    let budget = device.memory_bytes as f64 * utilization;
+    let activations = activation_bytes(model, parallel, max_tokens, max_seqs, dtype);
+    let stage_plan = |stage: u32| {
+        let layers = parallel.layers_in_stage(model.num_layers, stage);
+        let weights = weight_bytes(model, parallel, stage, dtype);
+        let block = kv_bytes_per_token(model, parallel, layers, dtype) * f64::from(block_size);
+        let kv = budget - weights - activations;
+        (weights, block, kv, (kv / block).floor())
+    };
+    let tightest = (0..parallel.pipeline_parallel)
+        .map(stage_plan)
+        .min_by(|a, b| a.3.total_cmp(&b.3))
+        .ok_or("pipeline_parallel must be at least 1")?;
+    let (weights, block, kv, blocks) = tightest;
+    let gib = |bytes: f64| bytes / f64::from(1 << 30);
+    if blocks < 1.0 {
+        return Err(format!(
+            "{} does not fit on {}: {:.1} GiB of weights and {:.1} GiB of activations per device, \
+             {:.1} GiB of {:.1} GiB usable; use a larger tensor_parallel or pipeline_parallel, or a \
+             device with more memory",
+            model.name,
+            device.name,
+            gib(weights),
+            gib(activations),
+            gib(budget),
+            gib(device.memory_bytes as f64)
+        ));
+    }
+    Ok(MemoryPlan {
+        weight_bytes: weights as u64,
+        activation_bytes: activations as u64,
+        kv_cache_bytes: kv as u64,
+        kv_block_bytes: block as u64,
+        num_blocks: blocks.min(f64::from(u32::MAX / 2)) as u32,
+    })
+}
+
+/// Vidur's rule: whole requests of `max_tokens` tokens, keys and values of all layers counted on
+/// every stage, weights without embeddings, no activations; then as many requests again per stage.
+///
+/// # Errors
+/// When not one such request fits.
+pub fn vidur_plan(
+    model: &ModelSpec,
+    memory_gb: f64,
+    parallel: Parallelism,
+    block_size: u32,
+    max_tokens: u32,
+    margin: f64,
+) -> Result<VidurPlan, String> {
+    let tp = u64::from(parallel.tensor_parallel);
+    let (h, hd) = (u64::from(model.hidden_size), u64::from(model.head_dim));
+    let kv_heads = u64::from(parallel.kv_heads_per_device(model));
+    let q_heads = u64::from(model.num_attention_heads) / tp;
+    let ffn = u64::from(model.intermediate_size);
+    let matrices = if model.gated_mlp { 3 } else { 2 };
+    let per_layer = h * hd * (q_heads + 2 * kv_heads) + h * hd * q_heads + matrices * h * ffn / tp;
+    let layers = u64::from(model.num_layers / parallel.pipeline_parallel);
+    let params_bytes = 2 * layers * per_layer;
+    let available = memory_gb * f64::from(1 << 30) * (1.0 - margin) - params_bytes as f64;
+    let per_request = 4 * hd * kv_heads * u64::from(max_tokens) * u64::from(model.num_layers);
+    let requests = (available / per_request as f64).floor();
+    if requests < 1.0 {
+        return Err(format!(
+            "by Vidur's memory rule not one request of {max_tokens} tokens fits beside {} on {} \
+             devices of {memory_gb} GB",
+            model.name,
+            parallel.num_devices()
+        ));
+    }
+    let max_requests = requests as u32 * parallel.pipeline_parallel;
+    Ok(VidurPlan { max_requests, num_blocks: (max_tokens / block_size) * max_requests })
+}
+
+/// What [`vidur_plan`] comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct VidurPlan {
+    /// Whole requests that fit: the most that orca and faster_transformer run at a time.
+    pub max_requests: u32,
+    /// Blocks of a replica.
+    pub num_blocks: u32,
+}

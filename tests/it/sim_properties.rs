@@ -1,0 +1,120 @@
+//! Random configurations and workloads through every scheduler, router and parallelism: the
+//! invariants hold, observers change nothing, and the same input gives the same facts.
+
+use crate::support::LinearCost;
+use proptest::prelude::*;
+use vidur::metrics::Recorder;
+use vidur::sim::{
+    self, Invariants, RouterConfig, SarathiConfig, SchedulerConfig, Silent, SimConfig, SimError,
+    VllmConfig,
+};
+use vidur::units::SimTime;
+use vidur::workload::{RequestSpec, Workload};
+
+fn schedulers() -> impl Strategy<Value = SchedulerConfig> {
+    let seats = 3u32..20;
+    prop_oneof![
+        (1u32..300, seats.clone()).prop_map(|(chunk_size, max_num_seqs)| {
+            SchedulerConfig::Sarathi(SarathiConfig { chunk_size, max_num_seqs })
+        }),
+        (300u32..600, seats).prop_map(|(max_num_batched_tokens, max_num_seqs)| {
+            SchedulerConfig::Vllm(VllmConfig { max_num_seqs, max_num_batched_tokens })
+        }),
+    ]
+}
+
+fn routers() -> impl Strategy<Value = RouterConfig> {
+    prop::sample::select(vec![
+        RouterConfig::RoundRobin,
+        RouterConfig::Random,
+        RouterConfig::LeastOutstanding,
+        RouterConfig::LeastWaiting,
+        RouterConfig::PowerOfTwoChoices,
+        RouterConfig::LeastKv,
+    ])
+}
+
+/// Small caches, so that preemption happens; arrivals in bursts, so that ties happen.
+fn configs() -> impl Strategy<Value = (SimConfig, u32)> {
+    (schedulers(), routers(), 1u32..4, 1u32..4, 20u32..80, 1u32..20, 0u32..3, any::<bool>())
+        .prop_map(
+            |(scheduler, router, num_replicas, stages, kv_blocks, block_size, watermark, keep)| {
+                let config = SimConfig {
+                    num_replicas,
+                    router,
+                    scheduler,
+                    kv_blocks,
+                    block_size,
+                    watermark_blocks: watermark,
+                    keep_target_on_restart: keep,
+                    seed: 5,
+                };
+                (config, stages)
+            },
+        )
+}
+
+fn workloads() -> impl Strategy<Value = Workload> {
+    prop::collection::vec((0u64..30, 1u32..150, 1u32..150), 1..60).prop_map(|rows| {
+        let mut now = 0;
+        let requests = rows
+            .into_iter()
+            .map(|(gap, prefill_tokens, decode_tokens)| {
+                // Every other gap is none: several requests arrive at one instant.
+                now += if gap % 2 == 0 { 0 } else { gap * 7_000_000 };
+                RequestSpec { arrived_at: SimTime::from_ns(now), prefill_tokens, decode_tokens }
+            })
+            .collect();
+        Workload { requests, description: String::new() }
+    })
+}
+
+fn cases() -> u32 {
+    // `VIDUR_PROPTEST_CASES=100000 cargo test sim_properties` looks further.
+    std::env::var("VIDUR_PROPTEST_CASES").ok().and_then(|v| v.parse().ok()).unwrap_or(3000)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
+
+    #[test]
+    fn invariants_hold_and_observers_change_nothing(
+        (config, stages) in configs(),
+        workload in workloads(),
+    ) {
+        let cost = LinearCost { stages };
+        let mut watched = (
+            Invariants::new(config.scheduler.limits(stages)),
+            Recorder::new(config.num_replicas, true),
+        );
+        match sim::run(&config, &cost, &workload, &mut watched) {
+            Err(SimError::RequestTooLong { .. } | SimError::RequestOverBudget { .. }) => {}
+            Err(error) => prop_assert!(false, "{error} with {config:?}"),
+            Ok(outcome) => {
+                // Vidur's restarts generate tokens twice, which the invariants rightly forbid.
+                if config.keep_target_on_restart {
+                    prop_assert_eq!(watched.0.violations(), &[] as &[String], "{:?}", config);
+                }
+                let again = sim::run(&config, &cost, &workload, &mut Silent).unwrap();
+                prop_assert_eq!(&outcome.requests, &again.requests);
+                prop_assert_eq!(outcome.end, again.end);
+                let records = &watched.1.requests;
+                prop_assert_eq!(records.len(), workload.requests.len());
+                for (r, spec) in records.iter().zip(&workload.requests) {
+                    prop_assert_eq!(r.arrived_at, spec.arrived_at);
+                    prop_assert!(r.arrived_at <= r.scheduled_at);
+                    prop_assert!(r.scheduled_at < r.first_token_at);
+                    prop_assert!(r.first_token_at <= r.completed_at);
+                }
+                let tokens: u64 =
+                    watched.1.token_gaps.iter().map(|g| u64::from(g.1)).sum::<u64>() + records.len() as u64;
+                let asked: u64 = workload.requests.iter().map(|r| u64::from(r.decode_tokens)).sum();
+                if config.keep_target_on_restart {
+                    prop_assert_eq!(tokens, asked);
+                } else {
+                    prop_assert!(tokens >= asked);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! Small runs whose every number can be worked out by hand.
+
+use crate::support::{LinearCost, sim_config, workload};
+use vidur::metrics::Recorder;
+use vidur::sim::{self, SarathiConfig, SchedulerConfig, SimConfig, SimError, VllmConfig};
+
+fn run(config: &SimConfig, requests: &[(u64, u32, u32)], stages: u32) -> Recorder {
+    let mut recorder = Recorder::new(config.num_replicas, true);
+    sim::run(config, &LinearCost { stages }, &workload(requests), &mut recorder).unwrap();
+    recorder
+}
+
+/// The cost of a step in nanoseconds: 5 ms + 10 us a token + 100 us a decode + 0.1 us a token of context.
+fn step(tokens: u64, decodes: u64, context: u64) -> u64 {
+    5_000_000 + 10_000 * tokens + 100_000 * decodes + 100 * context
+}
+
+#[test]
+fn one_request_alone_prefills_in_chunks_and_then_decodes() {
+    let recorder = run(&sim_config(), &[(3, 250, 3)], 1);
+    let r = &recorder.requests[0];
+    let prefill = step(100, 0, 0) + step(100, 0, 100) + step(50, 0, 200);
+    assert_eq!(r.scheduled_at.as_ns(), 3_000_000);
+    assert_eq!(r.first_token_at.as_ns(), 3_000_000 + prefill);
+    let decode = step(1, 1, 251) + step(1, 1, 252);
+    assert_eq!(r.completed_at.as_ns(), 3_000_000 + prefill + decode);
+    assert_eq!(r.execution.as_ns(), prefill + decode);
+    assert_eq!(recorder.num_batches, 5);
+}
+
+#[test]
+fn sarathi_decodes_beside_a_prompt_and_vllm_stops_decoding_for_it() {
+    let requests = [(0, 10, 50), (20, 400, 2)];
+    let chunked = run(&sim_config(), &requests, 1);
+    let config = SimConfig {
+        scheduler: SchedulerConfig::Vllm(VllmConfig {
+            max_num_seqs: 8,
+            max_num_batched_tokens: 1000,
+        }),
+        ..sim_config()
+    };
+    let whole = run(&config, &requests, 1);
+    let longest_gap = |r: &Recorder| r.token_gaps.iter().map(|g| g.0).max().unwrap();
+    // Sarathi: at most one chunk between two tokens; vLLM: the whole prompt of 400.
+    // It is the fourth chunk, of 99 tokens beside one decode: 297 are cached and the other has 17.
+    assert_eq!(longest_gap(&chunked), step(100, 1, 297 + 17));
+    assert!(longest_gap(&whole) >= step(400, 0, 0) + step(1, 1, 0));
+    assert!(whole.requests[1].first_token_at < chunked.requests[1].first_token_at);
+}
+
+#[test]
+fn requests_that_arrive_together_share_the_first_batch() {
+    let recorder = run(&sim_config(), &[(0, 10, 1), (0, 20, 1), (0, 30, 1)], 1);
+    assert_eq!(recorder.num_batches, 1);
+    assert!(recorder.requests.iter().all(|r| r.completed_at.as_ns() == step(60, 0, 0)));
+}
+
+#[test]
+fn without_room_the_youngest_starts_again_and_still_gets_its_tokens() {
+    let config = SimConfig { kv_blocks: 8, block_size: 4, watermark_blocks: 0, ..sim_config() };
+    let recorder = run(&config, &[(0, 12, 16), (0, 12, 16)], 1);
+    assert_eq!(recorder.requests[0].restarts, 0);
+    assert!(recorder.requests[1].restarts >= 1);
+    assert!(recorder.requests[0].completed_at < recorder.requests[1].completed_at);
+    let tokens: u32 = recorder.token_gaps.iter().map(|g| g.1).sum();
+    assert_eq!(tokens, 2 * 15);
+}
+
+#[test]
+fn a_pipeline_overlaps_batches_of_different_requests() {
+    let requests: Vec<_> = (0..4).map(|_| (0, 100, 1)).collect();
+    let recorder = run(&sim_config(), &requests, 2);
+    // Four batches of one chunk each: stage 0 takes 6 ms, stage 1 takes 7 ms, one after the other.
+    let (first, second) = (step(100, 0, 0), step(100, 0, 0) + 1_000_000);
+    assert_eq!(recorder.requests[3].completed_at.as_ns(), first + 4 * second);
+    let overlapping = recorder.spans.windows(2).any(|w| {
+        w[0].stage != w[1].stage && w[1].start.as_ns() < w[0].start.as_ns() + w[0].duration.as_ns()
+    });
+    assert!(overlapping);
+}
+
+#[test]
+fn what_could_never_finish_is_refused_before_anything_runs() {
+    let config = SimConfig { kv_blocks: 10, watermark_blocks: 1, ..sim_config() };
+    let run = |config: &SimConfig, requests: &[(u64, u32, u32)]| {
+        sim::run(config, &LinearCost { stages: 1 }, &workload(requests), &mut sim::Silent)
+            .map(|o| o.num_batches)
+    };
+    assert!(run(&config, &[(0, 100, 44)]).is_ok());
+    let error = run(&config, &[(0, 100, 44), (1, 100, 45)]).unwrap_err();
+    assert!(matches!(error, SimError::RequestTooLong { needed: 10, .. }), "{error}");
+    let config = SimConfig {
+        scheduler: SchedulerConfig::Vllm(VllmConfig {
+            max_num_seqs: 8,
+            max_num_batched_tokens: 99,
+        }),
+        ..sim_config()
+    };
+    assert!(run(&config, &[(0, 90, 9)]).is_ok());
+    assert!(matches!(run(&config, &[(0, 90, 10)]), Err(SimError::RequestOverBudget { .. })));
+}
+
+#[test]
+fn prompts_wait_while_decodes_use_up_the_chunk_budget() {
+    let config = SimConfig {
+        scheduler: SchedulerConfig::Sarathi(SarathiConfig { chunk_size: 2, max_num_seqs: 8 }),
+        ..sim_config()
+    };
+    let recorder = run(&config, &[(0, 1, 30), (0, 1, 20), (0, 1, 5)], 1);
+    let r = &recorder.requests;
+    assert_eq!(r[2].scheduled_at, r[1].completed_at);
+    assert!(r[2].completed_at < r[0].completed_at);
+}
