@@ -6,7 +6,7 @@
 //! with the process.
 
 use super::manifest::Fingerprint;
-use super::write::{TableKind, Table, WriteError, line_of};
+use super::write::{Table, TableKind, WriteError, line_of};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};

@@ -69,18 +69,15 @@ impl Fingerprint {
 
     /// What differs from `other`, for people; `None` if nothing does.
     pub fn difference(&self, other: &Fingerprint) -> Option<String> {
-        let change = |what: &str, a: String, b: String| {
-            (a != b).then(|| format!("{what} was {b}, is {a}"))
-        };
+        let change =
+            |what: &str, a: String, b: String| (a != b).then(|| format!("{what} was {b}, is {a}"));
         let list = |k: &[String]| k.join(", ");
         change("sku", self.sku.clone(), other.sku.clone())
             .or_else(|| change("backend", self.backend.clone(), other.backend.clone()))
             .or_else(|| change("device", self.device.clone(), other.device.clone()))
             .or_else(|| change("threads", self.threads.to_string(), other.threads.to_string()))
             .or_else(|| change("kernels", list(&self.kernels), list(&other.kernels)))
-            .or_else(|| {
-                change("dtype", format!("{:?}", self.dtype), format!("{:?}", other.dtype))
-            })
+            .or_else(|| change("dtype", format!("{:?}", self.dtype), format!("{:?}", other.dtype)))
             .or_else(|| {
                 (self.model != other.model).then(|| "the model's configuration changed".into())
             })

@@ -1,6 +1,6 @@
 //! Writing profiles: tables in the column order of `schema`, files that appear whole or not at all.
 
-use super::schema::{self, time_column};
+use super::schema::{self, STATISTICS, time_column};
 use crate::spec::ops::Op;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -90,9 +90,10 @@ impl TableKind {
 
     /// All columns, in order: five times per operator, then the keys.
     pub fn columns(self) -> Vec<String> {
-        let times = self.ops().iter().flat_map(|&op| {
-            schema::STATISTICS.iter().map(move |statistic| time_column(op, statistic))
-        });
+        let times = self
+            .ops()
+            .iter()
+            .flat_map(|&op| STATISTICS.iter().map(move |statistic| time_column(op, statistic)));
         times.chain(self.keys().iter().map(|&key| key.to_owned())).collect()
     }
 
@@ -161,7 +162,7 @@ impl Table {
     /// # Errors
     /// A message when the row has too few or too many cells, or no identity.
     pub fn insert(&mut self, cells: Vec<String>) -> Result<(), String> {
-        let (times, keys) = (5 * self.kind.ops().len(), self.kind.keys().len());
+        let (times, keys) = (STATISTICS.len() * self.kind.ops().len(), self.kind.keys().len());
         if cells.len() != times + keys {
             return Err(format!("{} cells, expected {}", cells.len(), times + keys));
         }
@@ -213,11 +214,19 @@ impl Table {
         Ok(Some(table))
     }
 
-    /// The file: a header line and the rows in sorting order.
+    /// The file: a header line and the rows in sorting order. Operators that no row has, such as
+    /// `attn_qk_norm` of a model without such norms, have no columns.
     pub fn to_csv(&self) -> Vec<u8> {
-        let mut text = line_of(&self.kind.columns());
+        let times = STATISTICS.len() * self.kind.ops().len();
+        let kept = |at: &usize| *at >= times || self.rows.values().any(|row| !row[*at].is_empty());
+        let columns = self.kind.columns();
+        let kept: Vec<usize> = (0..columns.len()).filter(kept).collect();
+        let pick = |cells: &[String]| -> Vec<String> {
+            kept.iter().map(|&at| cells[at].clone()).collect()
+        };
+        let mut text = line_of(&pick(&columns));
         for row in self.rows.values() {
-            text.push_str(&line_of(row));
+            text.push_str(&line_of(&pick(row)));
         }
         text.into_bytes()
     }

@@ -122,10 +122,7 @@ mod tests {
     #[test]
     fn sku_names_are_short_and_fit_for_folders() {
         assert_eq!(sku_of("Intel(R) Xeon(R) Processor", 2), "cpu-intel-xeon-2c");
-        assert_eq!(
-            sku_of("AMD EPYC 7B13 64-Core Processor", 8),
-            "cpu-amd-epyc-7b13-64-8c"
-        );
+        assert_eq!(sku_of("AMD EPYC 7B13 64-Core Processor", 8), "cpu-amd-epyc-7b13-64-8c");
         assert_eq!(sku_of("Intel(R) Core(TM) i7-8700 CPU @ 3.20GHz", 6), "cpu-intel-i7-8700-6c");
     }
 

@@ -173,9 +173,8 @@ fn depths(points: &[u64]) -> Vec<Depth> {
             }
             let target = (log(from) + log(to)) / 2.0;
             let off = |i: usize| (log(i) - target).abs();
-            let middle = (from + 1..to)
-                .min_by(|&a, &b| off(a).total_cmp(&off(b)))
-                .unwrap_or(from + 1);
+            let middle =
+                (from + 1..to).min_by(|&a, &b| off(a).total_cmp(&off(b))).unwrap_or(from + 1);
             depths[middle] = Depth { level, rank };
             rank += 1;
             next.extend([(from, middle), (middle, to)]);
@@ -279,10 +278,8 @@ mod tests {
             for n in [2, 3, 5, 9] {
                 let mut prefix = order[..n].to_vec();
                 prefix.sort_unstable();
-                let gap = prefix
-                    .windows(2)
-                    .map(|w| (w[1] as f64 / w[0] as f64).ln())
-                    .fold(0.0, f64::max);
+                let gap =
+                    prefix.windows(2).map(|w| (w[1] as f64 / w[0] as f64).ln()).fold(0.0, f64::max);
                 assert!(gap < 0.7 * before, "{grid:?}: gap {gap} after {n} points");
                 before = gap;
             }

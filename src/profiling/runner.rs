@@ -5,9 +5,7 @@ use super::compute;
 use super::plan;
 use crate::dataset::journal::{Journal, JournalError};
 use crate::dataset::manifest::{FailedShape, Fingerprint, Manifest, Run, noise, sha256_hex};
-use crate::dataset::write::{
-    ProfileFiles, TableKind, RowKey, Table, WriteError, write_atomically,
-};
+use crate::dataset::write::{ProfileFiles, RowKey, Table, TableKind, WriteError, write_atomically};
 use crate::spec::model::ModelSpec;
 use std::fs;
 use std::io;
@@ -295,7 +293,8 @@ impl Session<'_> {
         let estimate = |shape| plan::estimate(shard, shape, self.peaks, self.job.effort);
         let estimates: Vec<Duration> = shapes.iter().map(|&s| estimate(s)).collect();
         // With a tiny budget the cheapest shape is the one to measure.
-        let cheapest = shapes.iter().zip(&estimates).min_by_key(|&(_, e)| e).map_or(first, |c| *c.0);
+        let cheapest =
+            shapes.iter().zip(&estimates).min_by_key(|&(_, e)| e).map_or(first, |c| *c.0);
         for (i, (&shape, &estimate)) in shapes.iter().zip(&estimates).enumerate() {
             let begin = (self.clock)();
             let fits = self.budget.corrected(estimate) <= time_left(begin);

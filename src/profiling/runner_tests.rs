@@ -69,14 +69,14 @@ fn a_finished_run_leaves_csv_and_manifest_and_nothing_else() {
 #[test]
 fn a_kill_at_any_byte_loses_no_finished_row_and_invents_none() {
     let reference = tempfile::tempdir().unwrap();
-    let mut plain = job(reference.path(), TableKind::Mlp);
-    plain.shapes.truncate(4);
+    let mut plain = job(reference.path(), TableKind::Attention);
+    plain.shapes.truncate(3);
     run_plainly(&plain);
     let expected = fs::read(plain.files.csv()).unwrap();
 
     let root = tempfile::tempdir().unwrap();
-    let mut job = job(root.path(), TableKind::Mlp);
-    job.shapes.truncate(4);
+    let mut job = job(root.path(), TableKind::Attention);
+    job.shapes.truncate(3);
     let journal = whole_journal(&job);
     let total = job.shapes.len() * job.degrees.len();
     for cut in 0..=journal.len() {

@@ -4,12 +4,7 @@ use super::super::testing::{close, noise, threads};
 use super::*;
 
 /// Softmax over every key that the token sees, in order of position, straight from the cache.
-fn reference(
-    qkv: &[f32],
-    heads: HeadLayout,
-    cache: &KvCache,
-    batch: &[Sequence],
-) -> Vec<f64> {
+fn reference(qkv: &[f32], heads: HeadLayout, cache: &KvCache, batch: &[Sequence]) -> Vec<f64> {
     let dim = heads.head_dim;
     let group = heads.q_heads / heads.kv_heads;
     let mut output = Vec::new();
@@ -21,7 +16,8 @@ fn reference(
                 let page = |t: usize| {
                     let block = sequence.blocks[t / BLOCK_TOKENS];
                     let at = t % BLOCK_TOKENS * dim;
-                    let (k, v) = (cache.keys(block, head / group), cache.values(block, head / group));
+                    let (k, v) =
+                        (cache.keys(block, head / group), cache.values(block, head / group));
                     (&k[at..at + dim], &v[at..at + dim])
                 };
                 let pair = |(a, b): (&f32, &f32)| f64::from(*a) * f64::from(*b);

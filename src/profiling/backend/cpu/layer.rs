@@ -109,16 +109,24 @@ impl Context<'_> {
     }
 
     /// Looks up `tokens` in the embedding `table`, into the residual stream.
-    pub fn embed(&self, timer: &mut impl Timer, table: &[f32], tokens: &[u32], a: &mut Activations) {
+    pub fn embed(
+        &self,
+        timer: &mut impl Timer,
+        table: &[f32],
+        tokens: &[u32],
+        a: &mut Activations,
+    ) {
         use rayon::prelude::*;
         let hidden = self.dims.hidden;
         timer.time(Op::Emb, || {
             let task = self.threads.rows_per_task(tokens.len(), hidden);
-            a.x.par_chunks_mut(task * hidden).zip(tokens.par_chunks(task)).for_each(|(x, tokens)| {
-                for (row, &token) in x.chunks_exact_mut(hidden).zip(tokens) {
-                    row.copy_from_slice(&table[token as usize * hidden..][..hidden]);
-                }
-            });
+            a.x.par_chunks_mut(task * hidden).zip(tokens.par_chunks(task)).for_each(
+                |(x, tokens)| {
+                    for (row, &token) in x.chunks_exact_mut(hidden).zip(tokens) {
+                        row.copy_from_slice(&table[token as usize * hidden..][..hidden]);
+                    }
+                },
+            );
         });
     }
 
@@ -140,13 +148,7 @@ impl Context<'_> {
     /// Rotary embedding of queries and keys.
     pub fn rotate(&self, timer: &mut impl Timer, a: &mut Activations) {
         timer.time(Op::AttnRope, || {
-            vector::rotate(
-                self.threads,
-                &mut a.qkv,
-                self.positions,
-                self.dims.heads,
-                self.rotary,
-            );
+            vector::rotate(self.threads, &mut a.qkv, self.positions, self.dims.heads, self.rotary);
         });
     }
 

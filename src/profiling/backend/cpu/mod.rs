@@ -148,8 +148,7 @@ impl Backend for CpuBackend {
                 prepared.attention(threads, &batch, effort)
             }
             Shape::Decode { batch, kv } => {
-                let batch =
-                    LayerBatch { prefills: Vec::new(), decodes: vec![kv; batch as usize] };
+                let batch = LayerBatch { prefills: Vec::new(), decodes: vec![kv; batch as usize] };
                 prepared.attention(threads, &batch, effort)
             }
         }

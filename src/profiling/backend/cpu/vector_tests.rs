@@ -49,12 +49,8 @@ fn gates_multiply_and_plain_ones_do_not() {
         0.5 * x * (1.0 + inner.tanh())
     };
     let (rows, width) = (3, 21);
-    let acts: [(Act, &dyn Fn(f64) -> f64); 4] = [
-        (Act::SiluGated, &silu),
-        (Act::GeluGated, &gelu),
-        (Act::Silu, &silu),
-        (Act::Gelu, &gelu),
-    ];
+    let acts: [(Act, &dyn Fn(f64) -> f64); 4] =
+        [(Act::SiluGated, &silu), (Act::GeluGated, &gelu), (Act::Silu, &silu), (Act::Gelu, &gelu)];
     for (act, f) in acts {
         let columns = if act.is_gated() { 2 * width } else { width };
         let mut x = noise(rows * columns, 4);
