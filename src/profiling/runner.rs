@@ -180,7 +180,7 @@ pub fn run(
         clock,
         observer,
         journal,
-        budget: Budget { end: job.budget.map(|b| clock() + b), scale: 1.0 },
+        budget: Budget::new(job.budget.map(|budget| clock() + budget)),
         position: 0,
         total,
         failed: Vec::new(),
@@ -241,20 +241,28 @@ impl Finished {
     }
 }
 
-/// The time that is left, and how estimates compare with what shapes really took.
+/// When to stop, and how estimates compare with what shapes really took.
 struct Budget {
     end: Option<Duration>,
-    scale: f64,
+    /// Estimates of the shapes measured so far, in seconds, and what they took. They start at a
+    /// second each: the first few cheap shapes say little about the dear ones.
+    estimated_s: f64,
+    actual_s: f64,
 }
 
 impl Budget {
+    fn new(end: Option<Duration>) -> Budget {
+        Budget { end, estimated_s: 1.0, actual_s: 1.0 }
+    }
+
     fn corrected(&self, estimate: Duration) -> Duration {
-        Duration::try_from_secs_f64(estimate.as_secs_f64() * self.scale).unwrap_or(Duration::MAX)
+        let seconds = estimate.as_secs_f64() * self.actual_s / self.estimated_s;
+        Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
     }
 
     fn learn(&mut self, estimate: Duration, actual: Duration) {
-        let ratio = actual.as_secs_f64() / estimate.as_secs_f64().max(1e-9);
-        self.scale = (0.5 * self.scale + 0.5 * ratio).clamp(0.02, 50.0);
+        self.estimated_s += estimate.as_secs_f64();
+        self.actual_s += actual.as_secs_f64();
     }
 }
 
@@ -290,26 +298,39 @@ impl Session<'_> {
         if (must || !time_left(now).is_zero()) && !self.prepare(shard, shapes)? {
             return Ok(());
         }
-        let estimate = |shape| plan::estimate(shard, shape, self.peaks, self.job.effort);
-        let estimates: Vec<Duration> = shapes.iter().map(|&s| estimate(s)).collect();
+        let estimate = |&shape: &Shape| plan::estimate(shard, shape, self.peaks, self.job.effort);
+        let mut waiting: Vec<(Shape, Duration)> =
+            shapes.iter().map(|shape| (*shape, estimate(shape))).collect();
         // With a tiny budget the cheapest shape is the one to measure.
-        let cheapest =
-            shapes.iter().zip(&estimates).min_by_key(|&(_, e)| e).map_or(first, |c| *c.0);
-        for (i, (&shape, &estimate)) in shapes.iter().zip(&estimates).enumerate() {
-            let begin = (self.clock)();
-            let fits = self.budget.corrected(estimate) <= time_left(begin);
-            let fate = if fits || (must && shape == cheapest) {
+        let cheapest = waiting.iter().min_by_key(|w| w.1).map_or(first, |w| w.0);
+        // Shapes that do not fit wait for another round: estimates get better as more is measured.
+        loop {
+            let before = waiting.len();
+            let round = std::mem::take(&mut waiting);
+            for (i, &(shape, estimate)) in round.iter().enumerate() {
+                let begin = (self.clock)();
+                let fits = self.budget.corrected(estimate) <= time_left(begin);
+                let is_due = fits || (must && shape == cheapest);
+                if !is_due {
+                    waiting.push((shape, estimate));
+                    continue;
+                }
                 let fate = self.measure_shape(shard, shape)?;
-                self.budget.learn(estimate, (self.clock)().saturating_sub(begin));
+                let now = (self.clock)();
+                self.budget.learn(estimate, now.saturating_sub(begin));
                 must &= fate != Fate::Measured;
-                fate
-            } else {
-                self.skipped += 1;
-                Fate::Skipped
-            };
-            let rest = estimates[i + 1..].iter().fold(Duration::ZERO, |a, &b| a.saturating_add(b));
-            let left = self.budget.corrected(rest).min(time_left((self.clock)()));
-            self.tell(shard, shape, fate, left);
+                let rest = round[i + 1..].iter().chain(&waiting);
+                let rest = rest.fold(Duration::ZERO, |sum, w| sum.saturating_add(w.1));
+                let left = self.budget.corrected(rest).min(time_left(now));
+                self.tell(shard, shape, fate, left);
+            }
+            if waiting.len() == before || waiting.is_empty() {
+                break;
+            }
+        }
+        for (shape, _) in waiting {
+            self.skipped += 1;
+            self.tell(shard, shape, Fate::Skipped, Duration::ZERO);
         }
         Ok(())
     }

@@ -100,7 +100,7 @@ pub fn outcome(job: &Job, outcome: &Outcome) -> String {
     if outcome.skipped > 0 {
         let _ = writeln!(
             out,
-            "{} shapes did not fit into the budget: the same command goes on with them",
+            "{} more shapes did not fit into the budget: the same command goes on with them",
             outcome.skipped
         );
     }

@@ -126,7 +126,7 @@ impl Backend for CpuBackend {
         // Gives the memory of the last shard back before asking for more.
         self.prepared = None;
         let dims = Dims::of(shard);
-        if dims.heads.q_heads % dims.heads.kv_heads != 0 {
+        if !dims.heads.q_heads.is_multiple_of(dims.heads.kv_heads) {
             return Err(BackendError::Shape(format!(
                 "{} query heads per device are not a multiple of {} key-value heads; take another \
                  tensor_parallel than {}",
