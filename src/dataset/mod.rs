@@ -3,11 +3,14 @@
 //! states it for people.
 
 pub mod cpu;
+pub mod journal;
 pub mod location;
+pub mod manifest;
 pub mod read;
 #[cfg(test)]
 mod read_tests;
 pub mod schema;
 mod table;
+pub mod write;
 
 pub use table::ReadError;
