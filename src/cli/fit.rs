@@ -104,7 +104,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
         .map_err(Failure::user)?;
 
     let fitted: Vec<(&OpSamples, &HeldOut)> = profiles.ops.iter().zip(&results).collect();
-    super::print(&format!("{}\n", table(&fitted)))?;
+    super::table::print(&format!("{}\n", table(&fitted)))?;
     let heading = format!(
         "{} on {}, tensor parallel {}: {}, {folds} folds",
         model.name,

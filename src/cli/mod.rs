@@ -7,6 +7,7 @@ mod models;
 mod profile;
 mod simulate;
 mod table;
+mod validate;
 
 use crate::report::run_dir::{RunDir, RunDirError};
 use clap::{Parser, Subcommand};
@@ -31,6 +32,8 @@ enum Command {
     Fit(fit::Args),
     /// Simulate serving and report latency and throughput.
     Simulate(simulate::Args),
+    /// Compare predictions with what really runs.
+    Validate(validate::Args),
     /// List the models in the catalogue, or add one from a Hugging Face config.json.
     Models(models::Args),
     /// List the devices and nodes in the catalogue.
@@ -64,6 +67,7 @@ pub fn run() -> ExitCode {
         Command::Profile(args) => profile::run(args),
         Command::Fit(args) => fit::run(args),
         Command::Simulate(args) => simulate::run(args),
+        Command::Validate(args) => validate::run(args),
         Command::Models(args) => models::run(args),
         Command::Devices(args) => devices::run(args),
     };
@@ -77,17 +81,6 @@ pub fn run() -> ExitCode {
             eprintln!("internal error: {message}");
             ExitCode::from(1)
         }
-    }
-}
-
-/// Prints to stdout. A reader that went away (`vidur … | head`) is no failure.
-fn print(text: &str) -> Result<(), Failure> {
-    use std::io::Write as _;
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Failure::user(format!("cannot write to stdout: {e}")))
-        }
-        _ => Ok(()),
     }
 }
 

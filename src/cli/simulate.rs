@@ -56,7 +56,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
     let config = load(&args)?;
     if args.print_config {
         let text = serde_saphyr::to_string(&config).map_err(Failure::internal)?;
-        return super::print(&text);
+        return super::table::print(&text);
     }
     let started = Instant::now();
     let catalog = Catalog::open(args.data_dir.as_deref());
@@ -91,7 +91,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
             .map_err(Failure::user)?;
         shown.push_str(&format!("{:<12} {}\n", "written to", path.display()));
     }
-    super::print(&shown)?;
+    super::table::print(&shown)?;
     if std::io::stderr().is_terminal() {
         let n = outcome.requests.len();
         eprintln!("simulated {n} requests in {took:.2} s, reading and fitting included");

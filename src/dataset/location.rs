@@ -361,7 +361,7 @@ mod tests {
         assert_eq!(
             error.to_string().replace(&dir.path().display().to_string(), "ROOT"),
             "no all_reduce.csv for network device pair in ROOT, which holds none at all; measure it \
-             with `vidur profile network`, or point --profiling-dir at a folder that has it"
+             with `vidur profile collectives`, or point --profiling-dir at a folder that has it"
         );
     }
 

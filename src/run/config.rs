@@ -129,7 +129,7 @@ impl Default for RunConfig {
 impl Default for ClusterConfig {
     fn default() -> Self {
         ClusterConfig {
-            sku: "cpu".into(),
+            sku: "cpu-intel-xeon-2c".into(),
             network_device: None,
             tensor_parallel: 1,
             pipeline_parallel: 1,

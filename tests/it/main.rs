@@ -1,6 +1,7 @@
 //! All integration tests in one binary. Names read as sentences; snapshots are refreshed with
 //! `INSTA_UPDATE=always cargo test` and reviewed in the diff.
 
+mod cli;
 mod conformance;
 mod sim_properties;
 mod sim_scenarios;

@@ -9,7 +9,7 @@ fn sources(folder: &str) -> Vec<(String, String)> {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 walk(&path, found);
-            } else if path.extension().is_some_and(|e| e == "rs") {
+            } else if path.extension().is_some_and(|e| e == "rs") && !is_test(&path) {
                 found.push(path);
             }
         }
@@ -21,6 +21,12 @@ fn sources(folder: &str) -> Vec<(String, String)> {
     assert!(!paths.is_empty(), "no sources in {folder}");
     let name = |p: &PathBuf| p.strip_prefix(root).unwrap().display().to_string();
     paths.iter().map(|p| (name(p), fs::read_to_string(p).unwrap())).collect()
+}
+
+/// Files that are compiled for tests only.
+fn is_test(path: &Path) -> bool {
+    let name = path.file_stem().unwrap().to_string_lossy();
+    name.ends_with("tests") || name.ends_with("testing") || name == "test_support"
 }
 
 /// The text without its unit tests and comments.

@@ -100,7 +100,7 @@ impl Default for Effort {
     fn default() -> Self {
         Effort {
             repeats: 5,
-            min_time: Duration::from_millis(60),
+            min_time: Duration::from_millis(300),
             max_time: Duration::from_secs(10),
         }
     }

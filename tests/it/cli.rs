@@ -1,0 +1,245 @@
+//! The program as a user runs it: output, errors, exit codes. Snapshots hold what people read.
+
+use assert_cmd::Command;
+use std::fs;
+use std::path::Path;
+
+/// Runs `vidur` in an empty folder; gives exit code, stdout and stderr.
+fn vidur_in(dir: &Path, args: &[&str]) -> (i32, String, String) {
+    let output = Command::cargo_bin("vidur")
+        .unwrap()
+        .current_dir(dir)
+        .env_remove("VIDUR_SHARED_DATA")
+        .args(args)
+        .output()
+        .unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+fn vidur(args: &[&str]) -> (i32, String, String) {
+    vidur_in(tempfile::tempdir().unwrap().path(), args)
+}
+
+/// A command that must be refused: exit code 2, one line, nothing written.
+fn refused(dir: &Path, args: &[&str]) -> String {
+    let before = fs::read_dir(dir).unwrap().count();
+    let (code, stdout, stderr) = vidur_in(dir, args);
+    assert_eq!(code, 2, "{args:?}: {stderr}");
+    assert_eq!(stdout, "", "{args:?}");
+    assert_eq!(stderr.lines().count(), 1, "{args:?}: {stderr}");
+    assert_eq!(fs::read_dir(dir).unwrap().count(), before, "{args:?} left something behind");
+    stderr
+}
+
+fn refused_config(text: &str) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("run.yml"), text).unwrap();
+    refused(dir.path(), &["simulate", "--config", "run.yml"])
+}
+
+#[test]
+fn the_first_command_prints_the_same_table_every_time() {
+    let (code, first, stderr) = vidur(&["simulate", "--no-output"]);
+    assert_eq!(code, 0, "{stderr}");
+    let (_, second, _) = vidur(&["simulate", "--no-output"]);
+    assert_eq!(first, second);
+    assert!(first.lines().all(|l| l.chars().count() <= 79), "wider than a terminal:\n{first}");
+    insta::assert_snapshot!("first_command", first);
+}
+
+#[test]
+fn a_run_writes_its_files_and_the_config_it_wrote_gives_the_same_bytes_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let small = "workload.synthetic.num_requests=40";
+    let (code, ..) = vidur_in(dir.path(), &["simulate", "--set", small, "--output-dir", "a"]);
+    assert_eq!(code, 0);
+    let (code, ..) =
+        vidur_in(dir.path(), &["simulate", "--config", "a/config.yml", "--output-dir", "b"]);
+    assert_eq!(code, 0);
+    for file in [
+        "summary.json",
+        "request_metrics.csv",
+        "config.yml",
+        "chrome_trace.json",
+        "ttft_cdf.svg",
+        "tpot_cdf.svg",
+        "e2e_cdf.svg",
+    ] {
+        let read = |run: &str| fs::read(dir.path().join(run).join(file)).unwrap();
+        assert!(read("a") == read("b"), "{file} differs");
+    }
+    let rows = fs::read_to_string(dir.path().join("a/request_metrics.csv")).unwrap();
+    assert_eq!(rows.lines().count(), 41);
+    let summary: serde_json::Value =
+        serde_json::from_slice(&fs::read(dir.path().join("a/summary.json")).unwrap()).unwrap();
+    assert_eq!(summary["summary"]["num_requests"], 40);
+    assert!(summary["provenance"]["sources"][0]["sha256"].as_str().unwrap().len() == 64);
+}
+
+#[test]
+fn without_output_dir_each_run_gets_a_folder_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    for _ in 0..2 {
+        let args = ["simulate", "--set", "workload.synthetic.num_requests=2"];
+        assert_eq!(vidur_in(dir.path(), &args).0, 0);
+    }
+    assert_eq!(fs::read_dir(dir.path().join("runs")).unwrap().count(), 2);
+}
+
+#[test]
+fn nothing_is_overwritten() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("a")).unwrap();
+    fs::write(dir.path().join("a/mine"), "precious").unwrap();
+    let error = refused(dir.path(), &["simulate", "--output-dir", "a"]);
+    insta::assert_snapshot!("output_exists", error);
+    assert_eq!(fs::read_dir(dir.path().join("a")).unwrap().count(), 1);
+}
+
+#[test]
+fn bad_configs_are_answered_in_one_line() {
+    let cases = [
+        ("truncated", "scheduler: {sarathi: {chunk_size: 5"),
+        ("unknown key", "scheduler:\n  sarathi:\n    chunk_sise: 512\n"),
+        ("unknown scheduler", "scheduler: {sarathy: {}}\n"),
+        ("wrong type", "seed: many\n"),
+        ("duplicate key", "seed: 1\nseed: 2\n"),
+        ("not a mapping", "- 1\n- 2\n"),
+        (
+            "negative rate",
+            "workload:\n  synthetic:\n    num_requests: 5\n    arrivals: {poisson: {requests_per_s: -3}}\n    lengths: {fixed: {prefill_tokens: 5, decode_tokens: 5}}\n",
+        ),
+        (
+            "zero requests",
+            "workload:\n  synthetic:\n    num_requests: 0\n    arrivals: {all_at_once: {}}\n    lengths: {fixed: {prefill_tokens: 5, decode_tokens: 5}}\n",
+        ),
+        (
+            "too long",
+            "workload:\n  synthetic:\n    num_requests: 5\n    arrivals: {all_at_once: {}}\n    lengths: {fixed: {prefill_tokens: 50000, decode_tokens: 5}}\n",
+        ),
+        ("heads not divisible", "cluster: {tensor_parallel: 3}\n"),
+        ("unknown model", "model: Qwen/Qwen3-0.7B\n"),
+        ("unknown device", "cluster: {sku: h1000}\n"),
+        ("no profile", "model: Qwen/Qwen3-8B\n"),
+        ("no trace", "workload: {trace: {file: nowhere.csv}}\n"),
+        ("variable", "profiling_dir: ${VIDUR_NO_SUCH_VARIABLE}/x\n"),
+        ("no memory", "kv_cache: {size: {blocks: 3}}\n"),
+        ("watermark", "kv_cache: {watermark: 1.5}\n"),
+    ];
+    let answers: Vec<String> =
+        cases.iter().map(|(name, text)| format!("{name}\n  {}", refused_config(text))).collect();
+    insta::assert_snapshot!("bad_configs", answers.join("\n"));
+}
+
+#[test]
+fn bad_files_and_flags_are_answered_in_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("folder")).unwrap();
+    fs::write(dir.path().join("empty.csv"), "").unwrap();
+    let header = "arrived_at,num_prefill_tokens,num_decode_tokens\n";
+    fs::write(dir.path().join("header.csv"), header).unwrap();
+    fs::write(dir.path().join("bad.csv"), format!("{header}0,10,x\n")).unwrap();
+    let trace = |file: &str| format!("workload={{trace: {{file: {file}}}}}");
+    let mut answers = Vec::new();
+    for args in [
+        vec!["simulate".to_owned(), "--config".into(), "folder".into()],
+        vec!["simulate".into(), "--config".into(), "nowhere.yml".into()],
+        vec!["simulate".into(), "--set".into(), trace("folder")],
+        vec!["simulate".into(), "--set".into(), trace("empty.csv")],
+        vec!["simulate".into(), "--set".into(), trace("header.csv")],
+        vec!["simulate".into(), "--set".into(), trace("bad.csv")],
+        vec!["simulate".into(), "--set".into(), "seed".into()],
+        vec!["simulate".into(), "--set".into(), "scheduler.vlm.max_num_seqs=3".into()],
+        vec!["simulate".into(), "--profiling-dir".into(), "nowhere".into()],
+        vec!["simulate".into(), "--output-dir".into(), "empty.csv/x".into()],
+        vec!["fit".into(), "--model".into(), "Qwen/Qwen3-8B".into(), "--sku".into(), "a30".into()],
+        vec!["models".into(), "show".into(), "Qwen/Qwen3-0.6".into()],
+        vec!["devices".into(), "show".into(), "h10".into()],
+        vec!["models".into(), "add".into(), "folder".into()],
+    ] {
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        answers.push(format!("vidur {}\n  {}", args.join(" "), refused(dir.path(), &args)));
+    }
+    insta::assert_snapshot!("bad_files", answers.join("\n"));
+}
+
+#[test]
+fn a_full_disk_leaves_nothing_that_looks_finished() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = assert_cmd::cargo::cargo_bin!("vidur");
+    // Files may not grow past two blocks: every write beyond fails, as on a full disk.
+    let script =
+        format!("trap '' XFSZ; ulimit -f 2; exec {} simulate --output-dir out", program.display());
+    let output =
+        Command::new("bash").arg("-c").arg(script).current_dir(dir.path()).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(stderr.starts_with("error: cannot write out/"), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "something was left behind");
+}
+
+#[test]
+fn print_config_gives_a_config_that_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let (code, config, _) = vidur_in(dir.path(), &["simulate", "--print-config"]);
+    assert_eq!(code, 0);
+    insta::assert_snapshot!("default_config", config);
+    fs::write(dir.path().join("all.yml"), &config).unwrap();
+    let (_, again, _) =
+        vidur_in(dir.path(), &["simulate", "--config", "all.yml", "--print-config"]);
+    assert_eq!(config, again);
+}
+
+#[test]
+fn a_model_can_be_added_and_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = r#"{"architectures": ["LlamaForCausalLM"], "hidden_size": 256,
+        "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "num_hidden_layers": 2, "vocab_size": 1000, "max_position_embeddings": 512,
+        "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+        "torch_dtype": "bfloat16"}"#;
+    fs::write(dir.path().join("config.json"), config).unwrap();
+    let (code, _, stderr) =
+        vidur_in(dir.path(), &["models", "add", "config.json", "--name", "me/tiny"]);
+    assert_eq!(code, 0, "{stderr}");
+    let (code, shown, _) = vidur_in(dir.path(), &["models", "show", "me/tiny"]);
+    assert_eq!(code, 0);
+    assert!(shown.contains("hidden_size: 256"), "{shown}");
+}
+
+#[test]
+fn a_model_can_be_profiled_fitted_and_simulated() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = r#"{"architectures": ["LlamaForCausalLM"], "hidden_size": 256,
+        "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "num_hidden_layers": 2, "vocab_size": 1000, "max_position_embeddings": 512,
+        "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+        "torch_dtype": "bfloat16"}"#;
+    fs::write(dir.path().join("config.json"), config).unwrap();
+    let run = |args: &[&str]| {
+        let (code, stdout, stderr) = vidur_in(dir.path(), args);
+        assert_eq!(code, 0, "{args:?}: {stderr}");
+        stdout
+    };
+    run(&["models", "add", "config.json", "--name", "me/tiny"]);
+    let budget = ["--budget", "3s", "--repeats", "2", "--sku", "here", "--threads", "1"];
+    for kind in ["mlp", "attention"] {
+        let mut args = vec!["profile", kind, "--models", "me/tiny"];
+        args.extend(budget);
+        run(&args);
+    }
+    let table = run(&["fit", "--model", "me/tiny", "--sku", "here"]);
+    assert!(table.contains("mlp_up_proj"), "{table}");
+    let shown = run(&[
+        "simulate",
+        "--model",
+        "me/tiny",
+        "--sku",
+        "here",
+        "--set",
+        "workload.synthetic.lengths={fixed: {prefill_tokens: 60, decode_tokens: 10}}",
+    ]);
+    assert!(shown.contains("me/tiny on here"), "{shown}");
+}
