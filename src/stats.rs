@@ -1,6 +1,10 @@
 //! Summary statistics. Quantiles interpolate linearly between order statistics, as numpy does by
 //! default; standard deviations are of the population, as Vidur's and vLLM's are.
 
+mod sketch;
+
+pub use sketch::{RELATIVE_ERROR, Sketch};
+
 /// Arithmetic mean; `None` of nothing.
 pub fn mean(values: &[f64]) -> Option<f64> {
     (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)

@@ -1,0 +1,136 @@
+//! A distribution in nine figures.
+
+use crate::stats::{self, Sketch};
+use serde::Serialize;
+
+/// A distribution, in the unit that its field names.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Distribution {
+    /// Values.
+    pub count: u64,
+    /// Arithmetic mean.
+    pub mean: f64,
+    /// Population standard deviation.
+    pub std: f64,
+    /// Smallest.
+    pub min: f64,
+    /// Median.
+    pub p50: f64,
+    /// 90th percentile.
+    pub p90: f64,
+    /// 95th percentile.
+    pub p95: f64,
+    /// 99th percentile.
+    pub p99: f64,
+    /// Largest.
+    pub max: f64,
+}
+
+impl Distribution {
+    /// The distribution of `values` (any order); `None` of nothing.
+    pub fn of(mut values: Vec<f64>) -> Option<Self> {
+        values.sort_by(f64::total_cmp);
+        let q = |q| stats::quantile_sorted(&values, q);
+        Some(Distribution {
+            count: values.len() as u64,
+            mean: stats::mean(&values)?,
+            std: stats::std_dev(&values)?,
+            min: q(0.0)?,
+            p50: q(0.5)?,
+            p90: q(0.9)?,
+            p95: q(0.95)?,
+            p99: q(0.99)?,
+            max: q(1.0)?,
+        })
+    }
+
+    /// The distribution, in milliseconds, of nanosecond values given with their counts. The same
+    /// figures as if each value stood there `count` times.
+    pub fn of_counted_ns(values: &[(u64, u32)]) -> Option<Self> {
+        let mut sorted = values.to_vec();
+        sorted.sort_unstable();
+        let count: u64 = sorted.iter().map(|v| u64::from(v.1)).sum();
+        let last = count.checked_sub(1)?;
+        let sum: u128 = sorted.iter().map(|v| u128::from(v.0) * u128::from(v.1)).sum();
+        let mean = sum as f64 / count as f64;
+        let square = |v: &(u64, u32)| (v.0 as f64 - mean).powi(2) * f64::from(v.1);
+        let variance = sorted.iter().map(square).sum::<f64>() / count as f64;
+        let mut ends = Vec::with_capacity(sorted.len());
+        let mut seen = 0;
+        for v in &sorted {
+            seen += u64::from(v.1);
+            ends.push(seen);
+        }
+        let nth = |n: u64| sorted[ends.partition_point(|&end| end <= n)].0 as f64;
+        let quantile = |q: f64| {
+            let position = q * last as f64;
+            let below = position.floor();
+            let (low, high) = (nth(below as u64), nth((below as u64 + 1).min(last)));
+            (low + (high - low) * (position - below)) * 1e-6
+        };
+        Some(Distribution {
+            count,
+            mean: mean * 1e-6,
+            std: variance.sqrt() * 1e-6,
+            min: quantile(0.0),
+            p50: quantile(0.5),
+            p90: quantile(0.9),
+            p95: quantile(0.95),
+            p99: quantile(0.99),
+            max: quantile(1.0),
+        })
+    }
+    /// The distribution of a sketch, its values multiplied by `unit`; `None` of nothing.
+    pub fn of_sketch(sketch: &Sketch, unit: f64) -> Option<Self> {
+        let q = |q| sketch.quantile(q).map(|v| v * unit);
+        Some(Distribution {
+            count: sketch.count(),
+            mean: sketch.mean()? * unit,
+            std: sketch.std_dev()? * unit,
+            min: q(0.0)?,
+            p50: q(0.5)?,
+            p90: q(0.9)?,
+            p95: q(0.95)?,
+            p99: q(0.99)?,
+            max: q(1.0)?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn counted_values_have_the_distribution_of_the_values_written_out(
+            values in prop::collection::vec((0u64..2_000_000_000, 1u32..9), 1..60)
+        ) {
+            let counted = Distribution::of_counted_ns(&values).unwrap();
+            let written: Vec<f64> = values
+                .iter()
+                .flat_map(|&(ns, n)| std::iter::repeat_n(ns as f64 * 1e-6, n as usize))
+                .collect();
+            let plain = Distribution::of(written).unwrap();
+            prop_assert_eq!(counted.count, plain.count);
+            for (a, b) in [
+                (counted.mean, plain.mean),
+                (counted.std, plain.std),
+                (counted.p50, plain.p50),
+                (counted.p90, plain.p90),
+                (counted.p99, plain.p99),
+                (counted.max, plain.max),
+            ] {
+                prop_assert!((a - b).abs() <= 1e-9 * (1.0 + b), "{} {}", a, b);
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_has_no_distribution() {
+        assert_eq!(Distribution::of(vec![]), None);
+        assert_eq!(Distribution::of_counted_ns(&[]), None);
+        assert_eq!(Distribution::of_sketch(&Sketch::default(), 1.0), None);
+    }
+}
