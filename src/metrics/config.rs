@@ -51,6 +51,11 @@ pub enum Dialect {
 }
 
 impl Dialect {
+    /// Whether the time to the second token is reported.
+    pub const fn has_second_token(self) -> bool {
+        matches!(self, Dialect::GenaiPerf)
+    }
+
     /// The definitions in a line, for result files.
     pub const fn describe(self) -> &'static str {
         match self {

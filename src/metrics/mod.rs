@@ -1,8 +1,32 @@
 //! What a run looked like to its users and to its operators. An observer keeps records; a summary
 //! condenses them. `docs/metrics.md` defines every figure with its unit.
 
+mod batches;
+mod config;
+mod distribution;
+mod flops;
+mod operators;
+mod peaks;
+mod record;
 mod recorder;
+#[cfg(test)]
+mod recorder_tests;
+mod replica;
+mod sampled;
+mod series;
 mod summary;
 
-pub use recorder::{Recorder, RequestRecord, StageSpan};
-pub use summary::{Distribution, KvUse, Latency, Summary, Throughput};
+pub use batches::{BatchDistributions, BatchSketches};
+pub use config::{Dialect, MetricsConfig, RequestDetail, Slo};
+pub use distribution::Distribution;
+pub use flops::StageFlops;
+pub use operators::{OperatorShare, OperatorTimes};
+pub use peaks::Peaks;
+pub use record::{Figure, RequestRecord, StageSpan};
+pub use recorder::{RecordOptions, Recorder};
+pub use replica::{KvTrack, ReplicaUse, StageUse};
+pub use sampled::{Sampled, Totals};
+pub use series::{Point, Series};
+pub use summary::{
+    Goodput, KvUse, Latency, Level, ReplicaSummary, StageSummary, Summary, Throughput,
+};

@@ -1,72 +1,61 @@
 //! The observer that keeps what summaries and files need.
 
+use super::batches::BatchSketches;
+use super::config::{MetricsConfig, RequestDetail, Slo};
+use super::flops::StageFlops;
+use super::peaks::Peaks;
+use super::record::{RequestRecord, StageSpan};
+use super::replica::ReplicaUse;
+use super::sampled::{Sampled, Totals};
+use super::series::Series;
 use crate::cost::StepCost;
 use crate::ids::{ReplicaId, RequestId, StageId};
 use crate::sim::{Batch, KvBlocks, Observer, Request};
 use crate::units::{SimDuration, SimTime};
 
-/// The life of one request.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RequestRecord {
-    /// When it reached the router.
-    pub arrived_at: SimTime,
-    /// When it was first put into a batch.
-    pub scheduled_at: SimTime,
-    /// When its first output token appeared.
-    pub first_token_at: SimTime,
-    /// When its last output token appeared.
-    pub completed_at: SimTime,
-    /// Time in running batches, all stages.
-    pub execution: SimDuration,
-    /// The part of it in which the host worked and the device waited.
-    pub host: SimDuration,
-    /// Tokens of the prompt.
-    pub prompt_tokens: u32,
-    /// Tokens generated.
-    pub output_tokens: u32,
-    /// Times that it lost its KV cache.
-    pub restarts: u32,
-    /// Who served it.
-    pub replica: ReplicaId,
-    last_token_at: SimTime,
-}
-
-/// One batch on one stage.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StageSpan {
-    /// When it began.
-    pub start: SimTime,
-    /// How long it took.
-    pub duration: SimDuration,
-    /// On which replica.
-    pub replica: ReplicaId,
-    /// On which of its stages.
-    pub stage: StageId,
-    /// Which batch.
-    pub batch: u64,
-    /// Requests in it.
-    pub num_requests: u32,
-    /// Prompt tokens in it.
-    pub num_prefill_tokens: u32,
-    /// Sequences that decode in it.
-    pub num_decode_tokens: u32,
+/// What a [`Recorder`] keeps.
+#[derive(Clone, Debug, Default)]
+pub struct RecordOptions {
+    /// The section `metrics` of the config.
+    pub metrics: MetricsConfig,
+    /// The objectives that good requests meet.
+    pub slo: Slo,
+    /// Batches on stages that are kept at most; when there are more, none is.
+    pub max_spans: usize,
+    /// Whether the gaps between tokens are kept request by request.
+    pub token_lists: bool,
+    /// Arithmetic of each stage; empty where MFU is not wanted.
+    pub stage_flops: Vec<StageFlops>,
+    /// Peak arithmetic of a device, operations per second.
+    pub peak_flops_per_s: f64,
 }
 
 /// Keeps the records of a run.
 #[derive(Debug, Default)]
 pub struct Recorder {
-    /// By request id.
+    /// By request id; empty when requests are sampled.
     pub requests: Vec<RequestRecord>,
-    /// Gaps between consecutive tokens of a request, in nanoseconds, with how many tokens had them.
+    /// Gaps between consecutive tokens of a request, in nanoseconds, with how many tokens had them;
+    /// empty when requests are sampled.
     pub token_gaps: Vec<(u64, u32)>,
-    /// Every batch on every stage; empty unless asked for.
+    /// The same request by request, where asked for.
+    pub token_lists: Vec<Vec<u64>>,
+    /// Arrival to second token in nanoseconds, once each, for the dialects that report it.
+    pub second_tokens: Vec<(u64, u32)>,
+    /// What stands for `requests` and `token_gaps` when requests are sampled.
+    pub sampled: Option<Sampled>,
+    /// Every batch on every stage; empty unless asked for, and when there were too many.
     pub spans: Vec<StageSpan>,
+    /// Whether there were more batches than [`RecordOptions::max_spans`].
+    pub spans_dropped: bool,
     /// Batches formed.
     pub num_batches: u64,
     /// Requests over all batches: divided by batches, the mean batch size.
     pub batch_requests: u64,
     /// Tokens over all batches.
     pub batch_tokens: u64,
+    /// Distributions over batches.
+    pub batches: BatchSketches,
     /// Time in which stages were busy, all stages together.
     pub busy: SimDuration,
     /// The part of it whose time was predicted outside the measured range.
@@ -77,73 +66,149 @@ pub struct Recorder {
     pub kv_capacity: u32,
     /// Most blocks in use on one replica.
     pub kv_peak: u32,
-    /// Blocks times nanoseconds, all replicas.
-    kv_area: u128,
-    kv_now: Vec<(u32, SimTime)>,
-    /// Execution and host time so far of batches under way, by batch id.
-    under_way: Vec<(u64, SimDuration, SimDuration)>,
-    keep_spans: bool,
+    /// By replica.
+    pub replicas: Vec<ReplicaUse>,
+    /// Highest rate of tokens and of requests in flight.
+    pub peaks: Peaks,
+    options: RecordOptions,
+    under_way: Vec<UnderWay>,
+}
+
+/// A batch that has been formed and has not ended.
+#[derive(Debug)]
+struct UnderWay {
+    batch: u64,
+    formed_at: SimTime,
+    execution: SimDuration,
+    host: SimDuration,
 }
 
 impl Recorder {
-    /// A recorder for `num_replicas` replicas; `keep_spans` also keeps every batch.
+    /// A recorder for `num_replicas` replicas that keeps every request; `keep_spans` also keeps
+    /// every batch.
     pub fn new(num_replicas: u32, keep_spans: bool) -> Self {
-        Recorder {
-            kv_now: vec![(0, SimTime::ZERO); num_replicas as usize],
-            keep_spans,
-            ..Recorder::default()
+        let max_spans = if keep_spans { usize::MAX } else { 0 };
+        Recorder::with(num_replicas, RecordOptions { max_spans, ..RecordOptions::default() })
+    }
+
+    /// A recorder for `num_replicas` replicas that keeps what `options` say.
+    pub fn with(num_replicas: u32, options: RecordOptions) -> Self {
+        let mut replicas = vec![ReplicaUse::default(); num_replicas as usize];
+        if options.metrics.plots {
+            replicas.iter_mut().for_each(|r| r.kv.series = Some(Series::default()));
         }
+        let sampled = options.metrics.requests == RequestDetail::Sampled;
+        Recorder { replicas, sampled: sampled.then(Sampled::default), options, ..Self::default() }
+    }
+
+    /// What it keeps.
+    pub fn options(&self) -> &RecordOptions {
+        &self.options
     }
 
     /// Mean KV blocks in use on one replica from time zero to `end`.
     pub fn kv_mean(&self, end: SimTime) -> f64 {
-        let whole = end.as_ns() as f64 * self.kv_now.len() as f64;
-        if whole == 0.0 { 0.0 } else { self.kv_area as f64 / whole }
+        let whole = end.as_ns() as f64 * self.replicas.len() as f64;
+        let area: u128 = self.replicas.iter().map(|r| r.kv.area()).sum();
+        if whole == 0.0 { 0.0 } else { area as f64 / whole }
     }
 
     /// Replicas of the run.
     pub fn num_replicas(&self) -> u32 {
-        self.kv_now.len() as u32
+        self.replicas.len() as u32
     }
 
-    fn gap(&mut self, gap: SimDuration) {
+    /// Sums over completed requests.
+    pub fn totals(&self) -> Totals {
+        match &self.sampled {
+            Some(sampled) => sampled.totals,
+            None => self.requests.iter().fold(Totals::default(), |mut totals, r| {
+                totals.add(r, &self.options.slo);
+                totals
+            }),
+        }
+    }
+
+    fn gap(&mut self, id: RequestId, gap: SimDuration) {
+        if let Some(sampled) = &mut self.sampled {
+            return sampled.gaps.add(gap.as_ns());
+        }
         match self.token_gaps.last_mut() {
             Some((ns, count)) if *ns == gap.as_ns() && *count < u32::MAX => *count += 1,
             _ => self.token_gaps.push((gap.as_ns(), 1)),
         }
+        if self.options.token_lists {
+            self.token_lists[id.index()].push(gap.as_ns());
+        }
+    }
+
+    fn second_token(&mut self, after: SimDuration) {
+        match &mut self.sampled {
+            Some(sampled) => sampled.second_tokens.add(after.as_ns()),
+            None => self.second_tokens.push((after.as_ns(), 1)),
+        }
+    }
+
+    fn keep_span(&mut self, span: StageSpan) {
+        if self.spans.len() < self.options.max_spans {
+            self.spans.push(span);
+        } else if !self.spans_dropped {
+            self.spans_dropped = true;
+            self.options.max_spans = 0;
+            self.spans = Vec::new();
+        }
+    }
+}
+
+/// The record of a request, where it lies.
+fn find<'a>(
+    requests: &'a mut [RequestRecord],
+    sampled: &'a mut Option<Sampled>,
+    id: RequestId,
+) -> Option<&'a mut RequestRecord> {
+    match sampled {
+        None => requests.get_mut(id.index()),
+        Some(sampled) => sampled.get_mut(id),
     }
 }
 
 impl Observer for Recorder {
-    fn arrived(&mut self, now: SimTime, _: RequestId, request: &Request, replica: ReplicaId) {
-        self.requests.push(RequestRecord {
-            arrived_at: now,
-            scheduled_at: SimTime::NEVER,
-            first_token_at: SimTime::NEVER,
-            completed_at: SimTime::NEVER,
-            execution: SimDuration::ZERO,
-            host: SimDuration::ZERO,
-            prompt_tokens: request.prompt_tokens,
-            output_tokens: request.output_tokens,
-            restarts: 0,
-            replica,
-            last_token_at: SimTime::NEVER,
-        });
+    fn arrived(&mut self, now: SimTime, id: RequestId, request: &Request, replica: ReplicaId) {
+        let record = RequestRecord::new(now, request, replica);
+        match &mut self.sampled {
+            Some(sampled) => sampled.insert(id, record),
+            None => self.requests.push(record),
+        }
+        if self.options.token_lists {
+            self.token_lists.push(Vec::new());
+        }
+        self.replicas[replica.index()].requests += 1;
+        self.peaks.arrived(now);
     }
 
-    fn batch_formed(&mut self, now: SimTime, _: ReplicaId, batch: &Batch, kv: &KvBlocks) {
+    fn batch_formed(&mut self, now: SimTime, replica: ReplicaId, batch: &Batch, kv: &KvBlocks) {
+        let (size, tokens) = (batch.len() as u64, batch.shape.num_tokens());
         self.num_batches += 1;
-        self.batch_requests += batch.len() as u64;
-        self.batch_tokens += batch.shape.num_tokens();
+        self.batch_requests += size;
+        self.batch_tokens += tokens;
         self.kv_capacity = kv.capacity();
+        self.replicas[replica.index()].batches += 1;
+        self.batches.formed(size, tokens, u64::from(batch.shape.num_decodes));
         // A request is first scheduled with a prompt chunk.
         if !batch.shape.prefills.is_empty() {
             for entry in &batch.entries {
-                let record = &mut self.requests[entry.request.index()];
-                record.scheduled_at = record.scheduled_at.min(now);
+                let found = find(&mut self.requests, &mut self.sampled, entry.request);
+                if let Some(record) = found {
+                    record.scheduled_at = record.scheduled_at.min(now);
+                }
             }
         }
-        self.under_way.push((batch.id, SimDuration::ZERO, SimDuration::ZERO));
+        self.under_way.push(UnderWay {
+            batch: batch.id,
+            formed_at: now,
+            execution: SimDuration::ZERO,
+            host: SimDuration::ZERO,
+        });
     }
 
     fn stage_started(
@@ -158,12 +223,15 @@ impl Observer for Recorder {
         if cost.extrapolated {
             self.extrapolated += cost.duration;
         }
-        if let Some((_, execution, host)) = self.under_way.iter_mut().find(|u| u.0 == batch.id) {
-            *execution += cost.duration;
-            *host += cost.host;
+        let flops = self.options.stage_flops.get(stage.index());
+        let flops = flops.map_or(0.0, |f| f.of_batch(&batch.shape));
+        self.replicas[replica.index()].stage_ran(stage, cost.duration, flops);
+        if let Some(under_way) = self.under_way.iter_mut().find(|u| u.batch == batch.id) {
+            under_way.execution += cost.duration;
+            under_way.host += cost.host;
         }
-        if self.keep_spans {
-            self.spans.push(StageSpan {
+        if self.options.max_spans > 0 {
+            self.keep_span(StageSpan {
                 start: now,
                 duration: cost.duration,
                 replica,
@@ -176,39 +244,56 @@ impl Observer for Recorder {
         }
     }
 
-    fn batch_ended(&mut self, _: SimTime, _: ReplicaId, batch: &Batch) {
-        let Some(at) = self.under_way.iter().position(|u| u.0 == batch.id) else { return };
-        let (_, execution, host) = self.under_way.swap_remove(at);
+    fn batch_ended(&mut self, now: SimTime, _: ReplicaId, batch: &Batch) {
+        let Some(at) = self.under_way.iter().position(|u| u.batch == batch.id) else { return };
+        let under_way = self.under_way.swap_remove(at);
+        self.batches.ended(now.since(under_way.formed_at));
         for entry in &batch.entries {
-            let record = &mut self.requests[entry.request.index()];
-            record.execution += execution;
-            record.host += host;
+            if let Some(record) = find(&mut self.requests, &mut self.sampled, entry.request) {
+                record.execution += under_way.execution;
+                record.host += under_way.host;
+            }
         }
     }
 
-    fn token(&mut self, now: SimTime, id: RequestId, _: &Request) {
-        let record = &mut self.requests[id.index()];
+    fn token(&mut self, now: SimTime, id: RequestId, request: &Request) {
+        self.peaks.token(now);
+        let Some(record) = find(&mut self.requests, &mut self.sampled, id) else { return };
         let last = std::mem::replace(&mut record.last_token_at, now);
         if last == SimTime::NEVER {
             record.first_token_at = now;
-        } else {
-            self.gap(now.since(last));
+            return;
+        }
+        let after = now.since(record.arrived_at);
+        self.gap(id, now.since(last));
+        if self.options.metrics.dialect.has_second_token() && request.emitted() == 2 {
+            self.second_token(after);
         }
     }
 
     fn restarted(&mut self, _: SimTime, id: RequestId, _: &Request) {
-        self.requests[id.index()].restarts += 1;
+        if let Some(record) = find(&mut self.requests, &mut self.sampled, id) {
+            record.restarts += 1;
+        }
         self.num_restarts += 1;
     }
 
     fn completed(&mut self, now: SimTime, id: RequestId, _: &Request) {
-        self.requests[id.index()].completed_at = now;
+        if let Some(record) = find(&mut self.requests, &mut self.sampled, id) {
+            record.completed_at = now;
+        }
+        if let Some(sampled) = &mut self.sampled {
+            sampled.complete(id, &self.options.slo);
+        }
+        self.peaks.completed();
     }
 
     fn settled(&mut self, now: SimTime, replica: ReplicaId, kv: &KvBlocks, _: usize) {
-        let (used, since) = &mut self.kv_now[replica.index()];
-        self.kv_area += u128::from(*used) * u128::from(now.since(*since).as_ns());
-        (*used, *since) = (kv.used(), now);
+        self.replicas[replica.index()].kv.set(now, kv.used());
         self.kv_peak = self.kv_peak.max(kv.used());
+    }
+
+    fn ended(&mut self, now: SimTime) {
+        self.replicas.iter_mut().for_each(|r| r.kv.end(now));
     }
 }

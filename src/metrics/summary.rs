@@ -1,46 +1,33 @@
 //! Records condensed to the figures that people compare.
 
-use super::recorder::{Recorder, RequestRecord};
+use super::batches::BatchDistributions;
+use super::config::{Dialect, RequestDetail, Slo};
+use super::distribution::Distribution;
+use super::operators::OperatorShare;
+use super::record::Figure;
+use super::recorder::Recorder;
+use super::replica::{ReplicaUse, StageUse};
 use crate::stats;
 use crate::units::SimTime;
 use serde::Serialize;
 
-/// A distribution in milliseconds.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Distribution {
-    /// Values.
-    pub count: u64,
-    /// Arithmetic mean.
-    pub mean: f64,
-    /// Population standard deviation.
-    pub std: f64,
-    /// Smallest.
-    pub min: f64,
-    /// Median.
-    pub p50: f64,
-    /// 90th percentile.
-    pub p90: f64,
-    /// 95th percentile.
-    pub p95: f64,
-    /// 99th percentile.
-    pub p99: f64,
-    /// Largest.
-    pub max: f64,
-}
-
-/// Latencies as the user of the service sees them, in milliseconds.
+/// Latencies as the user of the service sees them, in milliseconds. TPOT and ITL are those of the
+/// dialect.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Latency {
     /// Time to first token: arrival to the first output token.
     pub ttft_ms: Option<Distribution>,
-    /// Time per output token after the first: (last - first) / (n - 1), of requests with n > 1.
+    /// Time per output token.
     pub tpot_ms: Option<Distribution>,
-    /// Inter-token latency: gaps between consecutive tokens, all requests pooled.
+    /// Inter-token latency.
     pub itl_ms: Option<Distribution>,
     /// Arrival to last token.
     pub e2e_ms: Option<Distribution>,
     /// Arrival to the start of the first batch.
     pub queueing_ms: Option<Distribution>,
+    /// Time to second token: arrival to the second output token, in the dialect that has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ttst_ms: Option<Distribution>,
 }
 
 /// Rates over the time from the first arrival to the last token.
@@ -54,6 +41,23 @@ pub struct Throughput {
     pub input_tokens_per_s: f64,
     /// Output tokens per second.
     pub output_tokens_per_s: f64,
+    /// Most output tokens in one of the seconds counted from the first arrival.
+    pub max_output_tokens_per_s: u64,
+    /// Most requests between arrival and last token at a time.
+    pub max_concurrent_requests: u32,
+}
+
+/// Requests that met every objective.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Goodput {
+    /// The objectives.
+    pub slo: Slo,
+    /// Requests that met them.
+    pub requests: u64,
+    /// Of all requests, percent.
+    pub percent: f64,
+    /// Per second of the time from the first arrival to the last token.
+    pub requests_per_s: f64,
 }
 
 /// Use of the KV cache of one replica.
@@ -67,17 +71,69 @@ pub struct KvUse {
     pub mean_percent: f64,
 }
 
+/// Smallest, largest and mean over the time from zero to the end, percent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Level {
+    /// Smallest for any length of time.
+    pub min: f64,
+    /// Largest.
+    pub max: f64,
+    /// Weighted by time.
+    pub mean: f64,
+}
+
+/// The use of one replica, counted from 0.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ReplicaSummary {
+    /// Which.
+    pub replica: u32,
+    /// Requests routed to it.
+    pub requests: u64,
+    /// Batches that it formed.
+    pub batches: u64,
+    /// KV blocks in use, percent of its blocks.
+    pub kv_cache_percent: Level,
+    /// Its stages.
+    pub stages: Vec<StageSummary>,
+}
+
+/// The use of one pipeline stage, counted from 0, over the time from zero to the end.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct StageSummary {
+    /// Which.
+    pub stage: u32,
+    /// Time in which it ran a batch, percent.
+    pub busy_percent: f64,
+    /// Arithmetic done, of the devices' peak over all the time, percent; absent where the peak is
+    /// not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mfu_percent: Option<f64>,
+    /// The same over the busy time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mfu_while_busy_percent: Option<f64>,
+    /// The same of the batch that had most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mfu_max_percent: Option<f64>,
+}
+
 /// The figures of a run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Summary {
     /// How TPOT and ITL are defined, for comparisons across tools.
     pub metrics_dialect: &'static str,
+    /// Whether every request was kept.
+    pub request_detail: RequestDetail,
+    /// Largest relative error of the latency quantiles, percent: 0 when every request was kept.
+    pub latency_quantile_error_percent: f64,
     /// Requests served.
     pub num_requests: u64,
     /// Latencies.
     pub latency: Latency,
     /// Rates.
     pub throughput: Throughput,
+    /// Requests that met the objectives, where there are any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub goodput: Option<Goodput>,
     /// Use of the KV cache.
     pub kv_cache: KvUse,
     /// Times that a request lost its KV cache and started again.
@@ -92,116 +148,138 @@ pub struct Summary {
     pub busy_percent: f64,
     /// Share of the busy time that was predicted outside the measured range, percent.
     pub extrapolated_percent: f64,
+    /// Distributions over batches; quantiles within 0.05 %.
+    pub batches: BatchDistributions,
+    /// The replicas.
+    pub replicas: Vec<ReplicaSummary>,
+    /// Where the time goes, where asked for: `metrics: {operators: true}`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub operators: Option<Vec<OperatorShare>>,
 }
 
-impl Distribution {
-    /// The distribution of `values` (any order); `None` of nothing.
-    pub fn of(mut values: Vec<f64>) -> Option<Self> {
-        values.sort_by(f64::total_cmp);
-        let q = |q| stats::quantile_sorted(&values, q);
-        Some(Distribution {
-            count: values.len() as u64,
-            mean: stats::mean(&values)?,
-            std: stats::std_dev(&values)?,
-            min: q(0.0)?,
-            p50: q(0.5)?,
-            p90: q(0.9)?,
-            p95: q(0.95)?,
-            p99: q(0.99)?,
-            max: q(1.0)?,
-        })
-    }
+fn percent(part: f64, whole: f64) -> f64 {
+    if whole > 0.0 { 100.0 * part / whole } else { 0.0 }
+}
 
-    /// The distribution, in milliseconds, of nanosecond values given with their counts. The same
-    /// figures as if each value stood there `count` times.
-    pub fn of_counted_ns(values: &[(u64, u32)]) -> Option<Self> {
-        let mut sorted = values.to_vec();
-        sorted.sort_unstable();
-        let count: u64 = sorted.iter().map(|v| u64::from(v.1)).sum();
-        let last = count.checked_sub(1)?;
-        let sum: u128 = sorted.iter().map(|v| u128::from(v.0) * u128::from(v.1)).sum();
-        let mean = sum as f64 / count as f64;
-        let square = |v: &(u64, u32)| (v.0 as f64 - mean).powi(2) * f64::from(v.1);
-        let variance = sorted.iter().map(square).sum::<f64>() / count as f64;
-        let mut ends = Vec::with_capacity(sorted.len());
-        let mut seen = 0;
-        for v in &sorted {
-            seen += u64::from(v.1);
-            ends.push(seen);
+impl Recorder {
+    /// The distribution of a latency, milliseconds.
+    pub fn distribution(&self, figure: Figure) -> Option<Distribution> {
+        match &self.sampled {
+            Some(sampled) => Distribution::of_sketch(sampled.figure(figure), 1e-6),
+            None => Distribution::of(self.values(figure)),
         }
-        let nth = |n: u64| sorted[ends.partition_point(|&end| end <= n)].0 as f64;
-        let quantile = |q: f64| {
-            let position = q * last as f64;
-            let below = position.floor();
-            let (low, high) = (nth(below as u64), nth((below as u64 + 1).min(last)));
-            (low + (high - low) * (position - below)) * 1e-6
+    }
+
+    /// A latency of every request that has it, milliseconds; empty when requests are sampled.
+    pub fn values(&self, figure: Figure) -> Vec<f64> {
+        self.requests.iter().filter_map(|r| r.figure_ms(figure)).collect()
+    }
+
+    /// The distribution of the gaps between tokens, all requests pooled, milliseconds.
+    pub fn gap_distribution(&self) -> Option<Distribution> {
+        match &self.sampled {
+            Some(sampled) => Distribution::of_sketch(&sampled.gaps, 1e-6),
+            None => Distribution::of_counted_ns(&self.token_gaps),
+        }
+    }
+
+    /// All latencies, TPOT and ITL as `dialect` defines them.
+    pub fn latency(&self, dialect: Dialect) -> Latency {
+        let tpot = match dialect {
+            Dialect::Vllm | Dialect::GenaiPerf => Figure::Tpot,
+            Dialect::Guidellm => Figure::Normalized,
+            Dialect::Vidur => Figure::TpotOverAll,
         };
-        Some(Distribution {
-            count,
-            mean: mean * 1e-6,
-            std: variance.sqrt() * 1e-6,
-            min: quantile(0.0),
-            p50: quantile(0.5),
-            p90: quantile(0.9),
-            p95: quantile(0.95),
-            p99: quantile(0.99),
-            max: quantile(1.0),
-        })
-    }
-}
-
-impl RequestRecord {
-    /// Arrival to first token, milliseconds.
-    pub fn ttft_ms(&self) -> f64 {
-        self.first_token_at.since(self.arrived_at).as_ms()
+        let itl_ms = match dialect {
+            Dialect::Vllm | Dialect::Vidur => self.gap_distribution(),
+            Dialect::Guidellm | Dialect::GenaiPerf => self.distribution(Figure::Tpot),
+        };
+        let ttst_ms = match &self.sampled {
+            Some(sampled) => Distribution::of_sketch(&sampled.second_tokens, 1e-6),
+            None => Distribution::of_counted_ns(&self.second_tokens),
+        };
+        Latency {
+            ttft_ms: self.distribution(Figure::Ttft),
+            tpot_ms: self.distribution(tpot),
+            itl_ms,
+            e2e_ms: self.distribution(Figure::E2e),
+            queueing_ms: self.distribution(Figure::Queueing),
+            ttst_ms,
+        }
     }
 
-    /// Time per output token after the first, milliseconds; `None` of a single token.
-    pub fn tpot_ms(&self) -> Option<f64> {
-        let gaps = self.output_tokens.checked_sub(1).filter(|&n| n > 0)?;
-        Some(self.completed_at.since(self.first_token_at).as_ms() / f64::from(gaps))
+    fn stage_summary(&self, index: u32, stage: &StageUse, end_s: f64) -> StageSummary {
+        let peak = self.options().peak_flops_per_s;
+        let known = peak > 0.0 && !self.options().stage_flops.is_empty();
+        let mfu = |flops: f64, seconds: f64| known.then(|| percent(flops, peak * seconds));
+        let busy = stage.busy.as_seconds();
+        StageSummary {
+            stage: index,
+            busy_percent: percent(busy, end_s),
+            mfu_percent: mfu(stage.flops, end_s),
+            mfu_while_busy_percent: mfu(stage.flops, busy),
+            mfu_max_percent: mfu(stage.most_flops_per_s, 1.0),
+        }
     }
 
-    /// Arrival to last token, milliseconds.
-    pub fn e2e_ms(&self) -> f64 {
-        self.completed_at.since(self.arrived_at).as_ms()
-    }
-
-    /// Arrival to the first batch, milliseconds.
-    pub fn queueing_ms(&self) -> f64 {
-        self.scheduled_at.since(self.arrived_at).as_ms()
+    fn replica_summary(&self, replica: &ReplicaUse, stages: u32, end: SimTime) -> ReplicaSummary {
+        let capacity = f64::from(self.kv_capacity);
+        let of = |index: u32| replica.stages.get(index as usize).copied().unwrap_or_default();
+        ReplicaSummary {
+            replica: 0,
+            requests: replica.requests,
+            batches: replica.batches,
+            kv_cache_percent: Level {
+                min: percent(f64::from(replica.kv.min()), capacity),
+                max: percent(f64::from(replica.kv.max()), capacity),
+                mean: percent(replica.kv.area() as f64, capacity * end.as_ns() as f64),
+            },
+            stages: (0..stages)
+                .map(|index| self.stage_summary(index, &of(index), end.as_seconds()))
+                .collect(),
+        }
     }
 }
 
 impl Summary {
     /// Condenses the records of a run of `num_stages` pipeline stages that ended at `end`.
     pub fn of(recorder: &Recorder, num_stages: u32, end: SimTime) -> Self {
-        let r = &recorder.requests;
-        let distribution =
-            |value: fn(&RequestRecord) -> f64| Distribution::of(r.iter().map(value).collect());
-        let start = r.iter().map(|r| r.arrived_at).min().unwrap_or_default();
-        let duration_s = end.since(start).as_seconds();
+        let options = recorder.options();
+        let metrics = &options.metrics;
+        let totals = recorder.totals();
+        let duration_s = end.since(recorder.peaks.first_arrival()).as_seconds();
         let per_s = |n: u64| if duration_s > 0.0 { n as f64 / duration_s } else { 0.0 };
-        let percent = |part: f64, whole: f64| if whole > 0.0 { 100.0 * part / whole } else { 0.0 };
         let batches = recorder.num_batches.max(1) as f64;
         let capacity = f64::from(recorder.kv_capacity);
         let stage_seconds = duration_s * f64::from(num_stages) * f64::from(recorder.num_replicas());
+        let error = match metrics.requests {
+            RequestDetail::All => 0.0,
+            RequestDetail::Sampled => 100.0 * stats::RELATIVE_ERROR,
+        };
+        let replicas = recorder.replicas.iter().zip(0..).map(|(replica, index)| ReplicaSummary {
+            replica: index,
+            ..recorder.replica_summary(replica, num_stages, end)
+        });
         Summary {
-            metrics_dialect: "vidur: TPOT over n-1 tokens, ITL pooled over tokens (as vLLM bench)",
-            num_requests: r.len() as u64,
-            latency: Latency {
-                ttft_ms: distribution(RequestRecord::ttft_ms),
-                tpot_ms: Distribution::of(r.iter().filter_map(RequestRecord::tpot_ms).collect()),
-                itl_ms: Distribution::of_counted_ns(&recorder.token_gaps),
-                e2e_ms: distribution(RequestRecord::e2e_ms),
-                queueing_ms: distribution(RequestRecord::queueing_ms),
-            },
+            metrics_dialect: metrics.dialect.describe(),
+            request_detail: metrics.requests,
+            latency_quantile_error_percent: error,
+            num_requests: totals.requests,
+            latency: recorder.latency(metrics.dialect),
             throughput: Throughput {
                 duration_s,
-                requests_per_s: per_s(r.len() as u64),
-                input_tokens_per_s: per_s(r.iter().map(|r| u64::from(r.prompt_tokens)).sum()),
-                output_tokens_per_s: per_s(r.iter().map(|r| u64::from(r.output_tokens)).sum()),
+                requests_per_s: per_s(totals.requests),
+                input_tokens_per_s: per_s(totals.input_tokens),
+                output_tokens_per_s: per_s(totals.output_tokens),
+                max_output_tokens_per_s: recorder.peaks.max_tokens_per_s(),
+                max_concurrent_requests: recorder.peaks.max_concurrent_requests(),
             },
+            goodput: (!options.slo.is_empty()).then(|| Goodput {
+                slo: options.slo,
+                requests: totals.good,
+                percent: percent(totals.good as f64, totals.requests as f64),
+                requests_per_s: per_s(totals.good),
+            }),
             kv_cache: KvUse {
                 capacity_blocks: recorder.kv_capacity,
                 peak_percent: percent(f64::from(recorder.kv_peak), capacity),
@@ -216,43 +294,9 @@ impl Summary {
                 recorder.extrapolated.as_seconds(),
                 recorder.busy.as_seconds(),
             ),
+            batches: recorder.batches.distributions(),
+            replicas: replicas.collect(),
+            operators: None,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    proptest! {
-        #[test]
-        fn counted_values_have_the_distribution_of_the_values_written_out(
-            values in prop::collection::vec((0u64..2_000_000_000, 1u32..9), 1..60)
-        ) {
-            let counted = Distribution::of_counted_ns(&values).unwrap();
-            let written: Vec<f64> = values
-                .iter()
-                .flat_map(|&(ns, n)| std::iter::repeat_n(ns as f64 * 1e-6, n as usize))
-                .collect();
-            let plain = Distribution::of(written).unwrap();
-            prop_assert_eq!(counted.count, plain.count);
-            for (a, b) in [
-                (counted.mean, plain.mean),
-                (counted.std, plain.std),
-                (counted.p50, plain.p50),
-                (counted.p90, plain.p90),
-                (counted.p99, plain.p99),
-                (counted.max, plain.max),
-            ] {
-                prop_assert!((a - b).abs() <= 1e-9 * (1.0 + b), "{} {}", a, b);
-            }
-        }
-    }
-
-    #[test]
-    fn nothing_has_no_distribution() {
-        assert_eq!(Distribution::of(vec![]), None);
-        assert_eq!(Distribution::of_counted_ns(&[]), None);
     }
 }
