@@ -1,20 +1,15 @@
 //! `vidur simulate`: a config in, latencies and throughput out.
 
+mod files;
+
 use super::Failure;
-use crate::metrics::{Recorder, RequestRecord, Summary};
-use crate::report::run_dir::{RunDir, RunDirError};
-use crate::report::{cdf_svg, chrome_trace, request_csv, text};
+use crate::metrics::{OperatorTimes, RecordOptions, RequestDetail, Summary};
+use crate::report::text;
 use crate::run::{Run, RunConfig};
-use crate::sim::Silent;
 use crate::spec::catalog::Catalog;
-use crate::units::SimTime;
-use serde_json::json;
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
-
-/// Batches beyond which no trace is written unless it is asked for: viewers do not open more.
-const MAX_TRACE_SPANS: u64 = 300_000;
 
 /// Simulate serving and report latency and throughput.
 #[derive(Debug, clap::Args)]
@@ -41,6 +36,12 @@ pub struct Args {
     /// New folder for the results [default: runs/<time>-<model>-<sku>]
     #[arg(long, short, value_name = "DIR")]
     output_dir: Option<PathBuf>,
+    /// Also write the results in another tool's format
+    #[arg(long, value_enum, value_name = "FORMAT", conflicts_with = "no_output")]
+    format: Option<Format>,
+    /// Request by request in that file: lengths, times to first token, gaps, start times
+    #[arg(long, requires = "format")]
+    save_detailed: bool,
     /// Print the table only, write no files
     #[arg(long)]
     no_output: bool,
@@ -52,11 +53,23 @@ pub struct Args {
     data_dir: Option<PathBuf>,
 }
 
+/// A result file of another tool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// `vllm bench serve`: vllm_bench.json
+    VllmBench,
+}
+
 pub fn run(args: Args) -> Result<(), Failure> {
     let config = load(&args)?;
     if args.print_config {
         let text = serde_saphyr::to_string(&config).map_err(Failure::internal)?;
         return super::table::print(&text);
+    }
+    if args.save_detailed && config.metrics.requests == RequestDetail::Sampled {
+        return Err(Failure::user(
+            "--save-detailed needs every request, and metrics.requests is sampled; set it to all",
+        ));
     }
     let started = Instant::now();
     let catalog = Catalog::open(args.data_dir.as_deref());
@@ -73,12 +86,20 @@ pub fn run(args: Args) -> Result<(), Failure> {
         true => None,
         false => Some(super::new_run_dir(args.output_dir.as_deref(), &name)?),
     };
-    let (outcome, recorder, Silent) = run.execute(dir.is_some(), Silent).map_err(|e| match e {
-        crate::sim::SimError::Stuck { .. } => Failure::internal(e),
-        _ => Failure::user(e),
-    })?;
+    let operators = run.config.metrics.operators.then(|| OperatorTimes::new(&*run.cost));
+    let options = RecordOptions {
+        max_spans: if dir.is_some() { files::max_spans(&run) } else { 0 },
+        token_lists: args.save_detailed,
+        ..run.record_options()
+    };
+    let (outcome, recorder, operators) =
+        run.execute_with(options, operators).map_err(|e| match e {
+            crate::sim::SimError::Stuck { .. } => Failure::internal(e),
+            _ => Failure::user(e),
+        })?;
     let stages = run.config.cluster.pipeline_parallel;
-    let summary = Summary::of(&recorder, stages, outcome.end);
+    let mut summary = Summary::of(&recorder, stages, outcome.end);
+    summary.operators = operators.map(|o| o.shares());
     let took = started.elapsed().as_secs_f64();
 
     let mut shown = headline(&run);
@@ -86,7 +107,8 @@ pub fn run(args: Args) -> Result<(), Failure> {
     shown.push_str(&text::table(&summary));
     shown.push_str(&caveats(&run, &summary));
     if let Some(dir) = dir {
-        let path = write_files(&dir, &run, &recorder, &summary)
+        let wanted = files::Wanted { format: args.format, save_detailed: args.save_detailed };
+        let path = files::write(&dir, &run, &recorder, &summary, wanted)
             .and_then(|()| dir.finish())
             .map_err(Failure::user)?;
         shown.push_str(&format!("{:<12} {}\n", "written to", path.display()));
@@ -155,46 +177,4 @@ fn caveats(run: &Run, summary: &Summary) -> String {
         out.push_str(&format!("{:<12} not in the profile, taken as 0: {}\n", "", names.join(", ")));
     }
     out
-}
-
-fn write_files(
-    dir: &RunDir,
-    run: &Run,
-    recorder: &Recorder,
-    summary: &Summary,
-) -> Result<(), RunDirError> {
-    dir.write("request_metrics.csv", |out| request_csv::write(&recorder.requests, out))?;
-    dir.write("summary.json", |out| {
-        let value = json!({
-            "vidur_version": env!("CARGO_PKG_VERSION"),
-            "deployment": run.report(),
-            "summary": summary,
-            "provenance": run.provenance,
-        });
-        serde_json::to_writer_pretty(&mut *out, &value)?;
-        writeln!(out)
-    })?;
-    dir.write("config.yml", |out| {
-        let text = serde_saphyr::to_string(&run.config).map_err(std::io::Error::other)?;
-        out.write_all(text.as_bytes())
-    })?;
-    if recorder.spans.len() as u64 <= MAX_TRACE_SPANS {
-        dir.write("chrome_trace.json", |out| chrome_trace::write(&recorder.spans, out))?;
-    }
-    let values = |value: fn(&RequestRecord) -> Option<f64>| -> Vec<f64> {
-        recorder.requests.iter().filter_map(value).collect()
-    };
-    for (name, title, values) in [
-        ("ttft_cdf.svg", "Time to first token", values(|r| Some(r.ttft_ms()))),
-        ("tpot_cdf.svg", "Time per output token", values(RequestRecord::tpot_ms)),
-        ("e2e_cdf.svg", "End-to-end latency", values(|r| Some(r.e2e_ms()))),
-    ] {
-        let svg = cdf_svg::draw(title, values)
-            .map_err(|cause| RunDirError::Io { path: name.to_owned(), cause })?;
-        if let Some(svg) = svg {
-            dir.write(name, |out| out.write_all(svg.as_bytes()))?;
-        }
-    }
-    debug_assert!(recorder.requests.iter().all(|r| r.completed_at < SimTime::NEVER));
-    Ok(())
 }

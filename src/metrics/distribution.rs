@@ -47,39 +47,33 @@ impl Distribution {
     /// The distribution, in milliseconds, of nanosecond values given with their counts. The same
     /// figures as if each value stood there `count` times.
     pub fn of_counted_ns(values: &[(u64, u32)]) -> Option<Self> {
-        let mut sorted = values.to_vec();
-        sorted.sort_unstable();
-        let count: u64 = sorted.iter().map(|v| u64::from(v.1)).sum();
-        let last = count.checked_sub(1)?;
-        let sum: u128 = sorted.iter().map(|v| u128::from(v.0) * u128::from(v.1)).sum();
+        let counted = Counted::of(values);
+        let count = counted.ends.last().copied().filter(|n| *n > 0)?;
+        let sum: u128 = values.iter().map(|v| u128::from(v.0) * u128::from(v.1)).sum();
         let mean = sum as f64 / count as f64;
         let square = |v: &(u64, u32)| (v.0 as f64 - mean).powi(2) * f64::from(v.1);
-        let variance = sorted.iter().map(square).sum::<f64>() / count as f64;
-        let mut ends = Vec::with_capacity(sorted.len());
-        let mut seen = 0;
-        for v in &sorted {
-            seen += u64::from(v.1);
-            ends.push(seen);
-        }
-        let nth = |n: u64| sorted[ends.partition_point(|&end| end <= n)].0 as f64;
-        let quantile = |q: f64| {
-            let position = q * last as f64;
-            let below = position.floor();
-            let (low, high) = (nth(below as u64), nth((below as u64 + 1).min(last)));
-            (low + (high - low) * (position - below)) * 1e-6
-        };
+        let variance = counted.sorted.iter().map(square).sum::<f64>() / count as f64;
+        let q = |q: f64| counted.quantile(q).map(|ns| ns * 1e-6);
         Some(Distribution {
             count,
             mean: mean * 1e-6,
             std: variance.sqrt() * 1e-6,
-            min: quantile(0.0),
-            p50: quantile(0.5),
-            p90: quantile(0.9),
-            p95: quantile(0.95),
-            p99: quantile(0.99),
-            max: quantile(1.0),
+            min: q(0.0)?,
+            p50: q(0.5)?,
+            p90: q(0.9)?,
+            p95: q(0.95)?,
+            p99: q(0.99)?,
+            max: q(1.0)?,
         })
     }
+
+    /// The quantiles 0, 1 / (points - 1), … 1 of values given with their counts.
+    pub fn quantiles_of_counted_ns(values: &[(u64, u32)], points: usize) -> Vec<f64> {
+        let counted = Counted::of(values);
+        let whole = points.saturating_sub(1).max(1) as f64;
+        (0..points).filter_map(|i| counted.quantile(i as f64 / whole)).collect()
+    }
+
     /// The distribution of a sketch, its values multiplied by `unit`; `None` of nothing.
     pub fn of_sketch(sketch: &Sketch, unit: f64) -> Option<Self> {
         let q = |q| sketch.quantile(q).map(|v| v * unit);
@@ -94,6 +88,38 @@ impl Distribution {
             p99: q(0.99)?,
             max: q(1.0)?,
         })
+    }
+}
+
+/// Values with their counts, ascending.
+struct Counted {
+    sorted: Vec<(u64, u32)>,
+    /// How many values there are up to and including each.
+    ends: Vec<u64>,
+}
+
+impl Counted {
+    fn of(values: &[(u64, u32)]) -> Self {
+        let mut sorted = values.to_vec();
+        sorted.sort_unstable();
+        let add = |seen: &mut u64, v: &(u64, u32)| {
+            *seen += u64::from(v.1);
+            Some(*seen)
+        };
+        let ends = sorted.iter().scan(0, add).collect();
+        Counted { sorted, ends }
+    }
+
+    fn quantile(&self, q: f64) -> Option<f64> {
+        let last = self.ends.last()?.checked_sub(1)?;
+        let position = q * last as f64;
+        let below = position.floor();
+        let nth = |n: u64| {
+            let at = self.ends.partition_point(|&end| end <= n);
+            self.sorted.get(at).map(|v| v.0 as f64)
+        };
+        let (low, high) = (nth(below as u64)?, nth((below as u64 + 1).min(last))?);
+        Some(low + (high - low) * (position - below))
     }
 }
 

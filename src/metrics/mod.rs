@@ -9,8 +9,6 @@ mod operators;
 mod peaks;
 mod record;
 mod recorder;
-#[cfg(test)]
-mod recorder_tests;
 mod replica;
 mod sampled;
 mod series;

@@ -88,7 +88,11 @@ mod tests {
         fn stage_breakdown(&self, _: StageId, batch: &BatchShape) -> Vec<OpTime> {
             let time = |op, ms, extrapolated| OpTime { op, ms, extrapolated };
             let far = batch.num_decodes > 1;
-            vec![time(Op::Add, 1.0, false), time(Op::MlpUpProj, 4.0, far), time(Op::Add, 1.0, false)]
+            vec![
+                time(Op::Add, 1.0, false),
+                time(Op::MlpUpProj, 4.0, far),
+                time(Op::Add, 1.0, false),
+            ]
         }
     }
 

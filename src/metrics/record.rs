@@ -104,9 +104,7 @@ impl RequestRecord {
         match figure {
             Figure::Ttft => Some(self.ttft_ms()),
             Figure::Tpot => self.tpot_ms(),
-            Figure::TpotOverAll => {
-                Some(self.completed_at.since(self.first_token_at).as_ms() / n)
-            }
+            Figure::TpotOverAll => Some(self.completed_at.since(self.first_token_at).as_ms() / n),
             Figure::Normalized => Some(self.e2e_ms() / n),
             Figure::E2e => Some(self.e2e_ms()),
             Figure::Queueing => Some(self.queueing_ms()),
@@ -136,22 +134,16 @@ impl RequestRecord {
 }
 
 #[cfg(test)]
-pub(super) mod testing {
+mod tests {
     use super::*;
 
     /// A request by its times in milliseconds.
-    pub fn record(a: u64, s: u64, f: u64, c: u64, prompt: u32, output: u32) -> RequestRecord {
+    fn record(a: u64, s: u64, f: u64, c: u64, prompt: u32, output: u32) -> RequestRecord {
         let ms = |ms: u64| SimTime::from_ns(ms * 1_000_000);
         let mut r = RequestRecord::new(ms(a), &Request::new(ms(a), prompt, output), ReplicaId(0));
         (r.scheduled_at, r.first_token_at, r.completed_at) = (ms(s), ms(f), ms(c));
         r
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::testing::record;
-    use super::*;
 
     #[test]
     fn every_latency_by_hand() {

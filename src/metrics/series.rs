@@ -34,9 +34,8 @@ impl Series {
     /// The level was `level` from `from` to `to`, in nanoseconds; `from` is where the last one ended.
     pub fn add(&mut self, from: u64, to: u64, level: u32) {
         while to / self.width_ns >= POINTS as u64 {
-            let join = |pair: &[(u128, u32)]| {
-                pair.iter().fold((0, 0), |a, b| (a.0 + b.0, a.1.max(b.1)))
-            };
+            let join =
+                |pair: &[(u128, u32)]| pair.iter().fold((0, 0), |a, b| (a.0 + b.0, a.1.max(b.1)));
             self.points = self.points.chunks(2).map(join).collect();
             self.width_ns = self.width_ns.saturating_mul(2);
         }

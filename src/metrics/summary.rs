@@ -222,11 +222,17 @@ impl Recorder {
         }
     }
 
-    fn replica_summary(&self, replica: &ReplicaUse, stages: u32, end: SimTime) -> ReplicaSummary {
+    fn replica_summary(
+        &self,
+        index: u32,
+        replica: &ReplicaUse,
+        stages: u32,
+        end: SimTime,
+    ) -> ReplicaSummary {
         let capacity = f64::from(self.kv_capacity);
         let of = |index: u32| replica.stages.get(index as usize).copied().unwrap_or_default();
         ReplicaSummary {
-            replica: 0,
+            replica: index,
             requests: replica.requests,
             batches: replica.batches,
             kv_cache_percent: Level {
@@ -256,10 +262,9 @@ impl Summary {
             RequestDetail::All => 0.0,
             RequestDetail::Sampled => 100.0 * stats::RELATIVE_ERROR,
         };
-        let replicas = recorder.replicas.iter().zip(0..).map(|(replica, index)| ReplicaSummary {
-            replica: index,
-            ..recorder.replica_summary(replica, num_stages, end)
-        });
+        let replicas = (0..).zip(&recorder.replicas);
+        let replicas =
+            replicas.map(|(at, used)| recorder.replica_summary(at, used, num_stages, end));
         Summary {
             metrics_dialect: metrics.dialect.describe(),
             request_detail: metrics.requests,

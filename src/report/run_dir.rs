@@ -64,7 +64,7 @@ impl RunDir {
         Ok(RunDir { target: target.into(), temporary })
     }
 
-    /// Writes one file of the run.
+    /// Writes one file of the run; folders in its name are made.
     ///
     /// # Errors
     /// Those of the system, with the path.
@@ -73,7 +73,9 @@ impl RunDir {
         name: &str,
         fill: impl FnOnce(&mut BufWriter<fs::File>) -> io::Result<()>,
     ) -> Result<(), RunDirError> {
-        let result = fs::File::create_new(self.temporary.path().join(name)).and_then(|file| {
+        let path = self.temporary.path().join(name);
+        let folder = path.parent().map_or(Ok(()), fs::create_dir_all);
+        let result = folder.and_then(|()| fs::File::create_new(&path)).and_then(|file| {
             let mut out = BufWriter::with_capacity(1 << 16, file);
             fill(&mut out)?;
             out.flush()
@@ -122,7 +124,9 @@ mod tests {
 
         let run = RunDir::create(&target).unwrap();
         run.write("x.txt", |out| out.write_all(b"x")).unwrap();
+        run.write("plots/y.csv", |out| out.write_all(b"y")).unwrap();
         run.finish().unwrap();
+        assert_eq!(fs::read(target.join("plots/y.csv")).unwrap(), b"y");
         assert_eq!(fs::read(target.join("x.txt")).unwrap(), b"x");
         assert_eq!(fs::read_dir(dir.path().join("a")).unwrap().count(), 1);
     }

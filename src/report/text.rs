@@ -1,6 +1,6 @@
 //! The summary as a table for the terminal, at most 79 columns wide.
 
-use crate::metrics::{Distribution, Summary};
+use crate::metrics::{Dialect, Distribution, OperatorShare, RequestDetail, Summary};
 use std::fmt::Write as _;
 
 /// Renders `summary`.
@@ -58,9 +58,52 @@ pub fn table(summary: &Summary) -> String {
         ),
     ];
     out.push('\n');
-    for (name, fact) in facts {
+    for (name, fact) in facts.into_iter().chain(asked_for(summary)) {
         // Writing to a string cannot fail.
         let _ = writeln!(out, "{name:<12} {fact}");
+    }
+    if let Some(operators) = &summary.operators {
+        out.push('\n');
+        out.push_str(&operator_table(operators));
+    }
+    out
+}
+
+/// Lines that stand there only when the config asks for something.
+fn asked_for(summary: &Summary) -> Vec<(&'static str, String)> {
+    let mut facts = Vec::new();
+    if let Some(g) = &summary.goodput {
+        let given = g.slo.fields().into_iter().filter_map(|(name, value)| Some((name, value?)));
+        let slo: Vec<String> = given
+            .map(|(name, ms)| format!("{} {ms} ms", name.trim_end_matches("_ms").to_uppercase()))
+            .collect();
+        facts.push((
+            "goodput",
+            format!("{} requests/s, {:.1} % of requests", number(g.requests_per_s), g.percent),
+        ));
+        facts.push(("", format!("within {}", slo.join(", "))));
+    }
+    if let Some(d) = &summary.latency.ttst_ms {
+        let [mean, p50, _, _, p99] = figures(d).map(number);
+        facts.push(("TTST", format!("mean {mean}, P50 {p50}, P99 {p99} ms to the second token")));
+    }
+    if summary.metrics_dialect != Dialect::default().describe() {
+        let (name, definitions) =
+            summary.metrics_dialect.split_once(": ").unwrap_or((summary.metrics_dialect, ""));
+        facts.push(("dialect", name.to_owned()));
+        facts.extend(definitions.split(", ").map(|d| ("", d.to_owned())));
+    }
+    if summary.request_detail == RequestDetail::Sampled {
+        facts.push(("sampled", "quantiles within 0.05 %; no row per request is kept".to_owned()));
+    }
+    facts
+}
+
+fn operator_table(operators: &[OperatorShare]) -> String {
+    let mut out = format!("{:<26} {:>14} {:>9}\n", "operator", "total ms", "percent");
+    for o in operators {
+        let (name, ms) = (o.operator, number(o.total_ms));
+        let _ = writeln!(out, "{name:<26} {ms:>14} {:>9.2}", o.percent);
     }
     out
 }

@@ -1,6 +1,7 @@
 //! The config file of a run. Every field has a default, so that a file holds only what it changes;
 //! unknown keys are errors. The defaults are the embedded example.
 
+use crate::metrics::{MetricsConfig, Slo};
 use crate::predictor::PredictorConfig;
 use crate::sim::{RouterConfig, SchedulerConfig};
 use crate::workload::{ArrivalConfig, LengthConfig, SyntheticConfig, TokenRange, WorkloadConfig};
@@ -29,6 +30,11 @@ pub struct RunConfig {
     pub workload: WorkloadConfig,
     /// Fixes every random number.
     pub seed: u64,
+    /// What is measured.
+    pub metrics: MetricsConfig,
+    /// Service-level objectives; with any, goodput is reported.
+    #[serde(skip_serializing_if = "Slo::is_empty")]
+    pub slo: Slo,
     /// Where to do as microsoft/vidur does although it is wrong; for comparisons with it.
     pub vidur_compat: VidurCompat,
 }
@@ -121,6 +127,8 @@ impl Default for RunConfig {
                 },
             }),
             seed: 42,
+            metrics: MetricsConfig::default(),
+            slo: Slo::default(),
             vidur_compat: VidurCompat::default(),
         }
     }

@@ -4,7 +4,7 @@ use super::config::{KvSize, RunConfig};
 use super::lookup::{self, ResolveError, at};
 use super::overrides::expand;
 use crate::cost::CostModel;
-use crate::metrics::Recorder;
+use crate::metrics::{RecordOptions, Recorder, StageFlops};
 use crate::predictor::{self, Limits, PredictorConfig, Provenance};
 use crate::sim::{self, BatchLimits, Defects, Observer, Outcome, SimConfig, SimError};
 use crate::spec::catalog::Catalog;
@@ -94,6 +94,7 @@ impl Run {
         let stages = parallel.pipeline_parallel;
         config.scheduler.check(stages, config.kv_cache.block_size).map_err(ResolveError)?;
         check_kv(&config)?;
+        config.slo.check().map_err(ResolveError)?;
         let limits = config.scheduler.limits(parallel.pipeline_parallel);
 
         let sku = &config.cluster.sku;
@@ -131,7 +132,8 @@ impl Run {
         Ok(Run { config, model, device, cost, provenance, workload, sim, limits, kv })
     }
 
-    /// Simulates, and tells `observer` beside a recorder.
+    /// Simulates, and tells `observer` beside a recorder that keeps what the config asks for, and
+    /// every batch with `keep_spans`.
     ///
     /// # Errors
     /// When the workload cannot be served by this configuration.
@@ -140,9 +142,49 @@ impl Run {
         keep_spans: bool,
         observer: O,
     ) -> Result<(Outcome, Recorder, O), SimError> {
-        let mut both = (Recorder::new(self.sim.num_replicas, keep_spans), observer);
+        let max_spans = if keep_spans { usize::MAX } else { 0 };
+        self.execute_with(RecordOptions { max_spans, ..self.record_options() }, observer)
+    }
+
+    /// What a recorder keeps by the config: no batches.
+    pub fn record_options(&self) -> RecordOptions {
+        let parallel = self.parallelism();
+        let stages = 0..parallel.pipeline_parallel;
+        RecordOptions {
+            metrics: self.config.metrics.clone(),
+            slo: self.config.slo,
+            stage_flops: stages.map(|s| StageFlops::of(&self.model, parallel, s)).collect(),
+            peak_flops_per_s: self.device.peak(self.dtype()).unwrap_or(0.0),
+            ..RecordOptions::default()
+        }
+    }
+
+    /// Simulates with a recorder that keeps what `options` say.
+    ///
+    /// # Errors
+    /// When the workload cannot be served by this configuration.
+    pub fn execute_with<O: Observer>(
+        &self,
+        options: RecordOptions,
+        observer: O,
+    ) -> Result<(Outcome, Recorder, O), SimError> {
+        let mut both = (Recorder::with(self.sim.num_replicas, options), observer);
         let outcome = sim::run(&self.sim, &*self.cost, &self.workload, &mut both)?;
         Ok((outcome, both.0, both.1))
+    }
+
+    /// How each replica is spread over devices.
+    fn parallelism(&self) -> Parallelism {
+        let cluster = &self.config.cluster;
+        Parallelism {
+            tensor_parallel: cluster.tensor_parallel,
+            pipeline_parallel: cluster.pipeline_parallel,
+        }
+    }
+
+    /// The number format that the model runs in.
+    fn dtype(&self) -> Dtype {
+        compute_dtype(&self.model, &self.device)
     }
 
     /// What ran.
@@ -151,8 +193,8 @@ impl Run {
         DeploymentReport {
             model: &self.model.name,
             device: &self.device.name,
-            num_devices: cluster.num_replicas * cluster.tensor_parallel * cluster.pipeline_parallel,
-            dtype: compute_dtype(&self.model, &self.device),
+            num_devices: cluster.num_replicas * self.parallelism().num_devices(),
+            dtype: self.dtype(),
             kv_cache: self.kv,
             workload: &self.workload.description,
         }

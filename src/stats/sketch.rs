@@ -121,7 +121,10 @@ mod tests {
     #[test]
     fn small_values_are_exact() {
         let s = sketch(&[1, 2, 4, 8]);
-        assert_eq!((s.quantile(0.0), s.quantile(0.5), s.quantile(1.0)), (Some(1.0), Some(3.0), Some(8.0)));
+        assert_eq!(
+            (s.quantile(0.0), s.quantile(0.5), s.quantile(1.0)),
+            (Some(1.0), Some(3.0), Some(8.0))
+        );
         assert_eq!((s.count(), s.mean()), (4, Some(3.75)));
         // ((2.75² + 1.75² + 0.25² + 4.25²) / 4)½
         assert!((s.std_dev().unwrap() - 2.680_951_323_690_902).abs() < 1e-12);

@@ -3,6 +3,8 @@
 
 mod cli;
 mod conformance;
+mod metrics;
+mod metrics_files;
 mod sim_properties;
 mod sim_scenarios;
 mod support;
