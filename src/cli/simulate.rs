@@ -106,6 +106,9 @@ pub fn run(args: Args) -> Result<(), Failure> {
     shown.push('\n');
     shown.push_str(&text::table(&summary));
     shown.push_str(&caveats(&run, &summary));
+    if let Some(operators) = &summary.operators {
+        shown.push_str(&format!("\n{}\n", text::operators(operators)));
+    }
     if let Some(dir) = dir {
         let wanted = files::Wanted { format: args.format, save_detailed: args.save_detailed };
         let path = files::write(&dir, &run, &recorder, &summary, wanted)

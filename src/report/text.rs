@@ -62,10 +62,6 @@ pub fn table(summary: &Summary) -> String {
         // Writing to a string cannot fail.
         let _ = writeln!(out, "{name:<12} {fact}");
     }
-    if let Some(operators) = &summary.operators {
-        out.push('\n');
-        out.push_str(&operator_table(operators));
-    }
     out
 }
 
@@ -99,7 +95,8 @@ fn asked_for(summary: &Summary) -> Vec<(&'static str, String)> {
     facts
 }
 
-fn operator_table(operators: &[OperatorShare]) -> String {
+/// Renders where the time goes, operator by operator.
+pub fn operators(operators: &[OperatorShare]) -> String {
     let mut out = format!("{:<26} {:>14} {:>9}\n", "operator", "total ms", "percent");
     for o in operators {
         let (name, ms) = (o.operator, number(o.total_ms));
