@@ -131,13 +131,13 @@ fn headline(run: &Run) -> String {
         (1, 1, 1) => String::new(),
         (n, tp, pp) => format!(" ({n} replicas, TP {tp}, PP {pp})"),
     };
-    format!(
-        "{} on {}{spread}, {} scheduler\n{}\n",
+    let what = format!(
+        "{} on {}{spread}, {} scheduler",
         run.model.name,
         run.device.name,
-        run.config.scheduler.name(),
-        run.workload.description
-    )
+        run.config.scheduler.name()
+    );
+    format!("{}\n{}\n", text::wrap(&what), text::wrap(&run.workload.description))
 }
 
 /// What a reader must know before believing the figures.

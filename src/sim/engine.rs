@@ -1,5 +1,6 @@
 //! The event loop.
 
+use super::arrivals::Arrivals;
 use super::batch::Batch;
 use super::kv_blocks::KvBlocks;
 use super::observer::Observer;
@@ -165,11 +166,10 @@ type StageEnd = Reverse<(SimTime, u64, ReplicaId, StageId)>;
 
 struct Engine<'a, O> {
     cost: &'a dyn CostModel,
-    workload: &'a Workload,
+    arrivals: Arrivals<'a>,
     observer: &'a mut O,
     now: SimTime,
     requests: Vec<Request>,
-    next_arrival: usize,
     router: Box<dyn Router>,
     replicas: Vec<ReplicaState>,
     ends: BinaryHeap<StageEnd>,
@@ -199,11 +199,10 @@ impl<'a, O: Observer> Engine<'a, O> {
         };
         Engine {
             cost,
-            workload,
+            arrivals: Arrivals::of(workload),
             observer,
             now: SimTime::ZERO,
             requests: Vec::with_capacity(workload.requests.len()),
-            next_arrival: 0,
             router: config.router.build(config.num_replicas, config.seed),
             replicas: (0..config.num_replicas).map(|_| replica()).collect(),
             ends: BinaryHeap::new(),
@@ -226,13 +225,8 @@ impl<'a, O: Observer> Engine<'a, O> {
                 self.ends.pop();
                 self.end_stage(replica, stage);
             }
-            while let Some(spec) = self.workload.requests.get(self.next_arrival) {
-                if spec.arrived_at > now {
-                    break;
-                }
-                let request =
-                    Request::new(spec.arrived_at, spec.prefill_tokens, spec.decode_tokens);
-                self.arrive(request);
+            while let Some(spec) = self.arrivals.take(now) {
+                self.arrive(Request::new(spec.arrived_at, spec.prefill_tokens, spec.decode_tokens));
             }
             self.dirty.sort_unstable();
             for i in 0..self.dirty.len() {
@@ -244,7 +238,7 @@ impl<'a, O: Observer> Engine<'a, O> {
 
     /// When something happens next.
     fn next_instant(&self) -> Option<SimTime> {
-        let arrival = self.workload.requests.get(self.next_arrival).map(|r| r.arrived_at);
+        let arrival = self.arrivals.peek();
         let end = self.ends.peek().map(|Reverse((time, ..))| *time);
         match (arrival, end) {
             (Some(a), Some(e)) => Some(a.min(e)),
@@ -253,8 +247,7 @@ impl<'a, O: Observer> Engine<'a, O> {
     }
 
     fn arrive(&mut self, request: Request) {
-        let id = RequestId(self.next_arrival as u32);
-        self.next_arrival += 1;
+        let id = RequestId(self.requests.len() as u32);
         let replica = self.router.route();
         self.observer.arrived(self.now, id, &request, replica);
         self.requests.push(request);
@@ -370,6 +363,7 @@ impl<'a, O: Observer> Engine<'a, O> {
             }
             if progress.completed {
                 state.outstanding -= 1;
+                self.arrivals.completed(self.now);
                 self.observer.completed(self.now, entry.request, request);
             }
         }
@@ -388,7 +382,8 @@ impl<'a, O: Observer> Engine<'a, O> {
     }
 
     fn finish(self) -> Result<Outcome, SimError> {
-        let left = self.requests.iter().filter(|r| !r.is_complete()).count();
+        let unfinished = self.requests.iter().filter(|r| !r.is_complete()).count();
+        let left = unfinished + self.arrivals.left();
         if left > 0 {
             return Err(SimError::Stuck { left });
         }

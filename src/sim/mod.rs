@@ -8,6 +8,7 @@
 //! replica that anything happened to forms new batches, by ascending id. So a decision knows
 //! everything that happened up to and at its time.
 
+mod arrivals;
 mod batch;
 mod engine;
 mod invariants;
