@@ -101,10 +101,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
 
 /// The config file with the flags and `--set`s applied, in this order.
 fn load(args: &Args) -> Result<RunConfig, Failure> {
-    let (text, name) = match &args.config {
-        None => (String::new(), String::new()),
-        Some(path) => (read(path)?, path.display().to_string()),
-    };
+    let (text, name) = config_text(args.config.as_deref())?;
     let flag = |field: &str, value: String| format!("{field}={}", serde_json::Value::String(value));
     let mut sets = Vec::new();
     sets.extend(args.model.clone().map(|m| flag("model", m)));
@@ -113,6 +110,14 @@ fn load(args: &Args) -> Result<RunConfig, Failure> {
     sets.extend(dir.map(|d| flag("profiling_dir", d)));
     sets.extend(args.set.iter().cloned());
     RunConfig::load(&text, &name, &sets).map_err(Failure::user)
+}
+
+/// Text and name of the config file; both empty without one.
+pub(super) fn config_text(path: Option<&Path>) -> Result<(String, String), Failure> {
+    match path {
+        None => Ok((String::new(), String::new())),
+        Some(path) => Ok((read(path)?, path.display().to_string())),
+    }
 }
 
 fn read(path: &Path) -> Result<String, Failure> {
