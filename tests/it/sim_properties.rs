@@ -3,7 +3,7 @@
 
 use crate::support::LinearCost;
 use proptest::prelude::*;
-use vidur::metrics::Recorder;
+use vidur::metrics::{Recorder, Summary};
 use vidur::sim::{
     self, Defects, Invariants, LightllmConfig, OrcaConfig, RouterConfig, SarathiConfig,
     SchedulerConfig, Silent, SimConfig, SimError, VllmConfig,
@@ -133,6 +133,13 @@ proptest! {
                 let again = sim::run(&config, &cost, &workload, &mut Silent).unwrap();
                 prop_assert_eq!(&outcome.requests, &again.requests);
                 prop_assert_eq!(outcome.end, again.end);
+                prop_assert_eq!(outcome.num_batches, again.num_batches);
+                // Told in stretches, the same run has the same figures.
+                let mut brief = Recorder::new(config.num_replicas, false);
+                sim::run(&config, &cost, &workload, &mut brief).unwrap();
+                prop_assert_eq!(&brief.requests, &watched.1.requests);
+                let summary = |r: &Recorder| Summary::of(r, stages, outcome.end);
+                prop_assert_eq!(summary(&brief), summary(&watched.1));
                 let records = &watched.1.requests;
                 prop_assert_eq!(records.len(), workload.requests.len());
                 for (r, spec) in records.iter().zip(&workload.requests) {
