@@ -132,10 +132,13 @@ fn read(path: &Path) -> Result<String, Failure> {
 
 fn headline(run: &Run) -> String {
     let c = &run.config.cluster;
-    let spread = match (c.num_replicas, c.tensor_parallel, c.pipeline_parallel) {
-        (1, 1, 1) => String::new(),
-        (n, tp, pp) => format!(" ({n} replicas, TP {tp}, PP {pp})"),
-    };
+    let parts = [
+        (c.num_replicas, format!("{} replicas", c.num_replicas)),
+        (c.tensor_parallel, format!("TP {}", c.tensor_parallel)),
+        (c.pipeline_parallel, format!("PP {}", c.pipeline_parallel)),
+    ];
+    let parts: Vec<String> = parts.into_iter().filter(|p| p.0 > 1).map(|p| p.1).collect();
+    let spread = if parts.is_empty() { String::new() } else { format!(" ({})", parts.join(", ")) };
     let what = format!(
         "{} on {}{spread}, {} scheduler",
         run.model.name,
