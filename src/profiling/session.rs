@@ -132,18 +132,22 @@ impl<'a> Session<'a> {
         // With a tiny budget the cheapest shape is the one to measure.
         let cheapest = (0..slots.len()).min_by_key(|&i| slots[i].estimate);
         let mut waiting: Vec<usize> = (0..slots.len()).collect();
-        // Shapes that do not fit wait for another pass: estimates get better as more is measured.
-        loop {
+        // Shapes that do not fit wait for another pass: estimates get better as more is measured. So
+        // do, at first, those that would take a fifth of the budget or more for themselves: many
+        // small shapes say more than one large one.
+        let dear = turn.time_left((self.clock)()) / 5;
+        for pass in 0.. {
             let before = waiting.len();
             for i in std::mem::take(&mut waiting) {
-                if self.fits(turn, &slots[i]) || (must && Some(i) == cheapest) {
+                let wait = pass == 0 && self.budget.corrected(slots[i].estimate) > dear;
+                if (!wait && self.fits(turn, &slots[i])) || (must && Some(i) == cheapest) {
                     let fate = self.measure_slot(turn, &mut slots[i], 1)?;
                     must &= fate != Fate::Measured;
                 } else {
                     waiting.push(i);
                 }
             }
-            if waiting.len() == before || waiting.is_empty() {
+            if waiting.is_empty() || (pass > 0 && waiting.len() == before) {
                 break;
             }
         }
