@@ -45,6 +45,8 @@ fn the_first_command_prints_the_same_table_every_time() {
     let (_, second, _) = vidur(&["simulate", "--no-output"]);
     assert_eq!(first, second);
     assert!(first.lines().all(|l| l.chars().count() <= 79), "wider than a terminal:\n{first}");
+    let readme = fs::read_to_string("README.md").unwrap();
+    assert!(readme.contains(&first), "the README shows another table than this:\n{first}");
     insta::assert_snapshot!("first_command", first);
 }
 
