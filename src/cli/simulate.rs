@@ -3,9 +3,12 @@
 mod files;
 
 use super::Failure;
-use crate::metrics::{OperatorTimes, RecordOptions, RequestDetail, Summary};
+use crate::metrics::{
+    OperatorShare, OperatorTimes, RecordOptions, Recorder, RequestDetail, Summary,
+};
 use crate::report::text;
 use crate::run::{Run, RunConfig};
+use crate::sim::{Outcome, Silent, SimError};
 use crate::spec::catalog::Catalog;
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
@@ -86,20 +89,18 @@ pub fn run(args: Args) -> Result<(), Failure> {
         true => None,
         false => Some(super::new_run_dir(args.output_dir.as_deref(), &name)?),
     };
-    let operators = run.config.metrics.operators.then(|| OperatorTimes::new(&*run.cost));
     let options = RecordOptions {
         max_spans: if dir.is_some() { files::max_spans(&run) } else { 0 },
         token_lists: args.save_detailed,
         ..run.record_options()
     };
-    let (outcome, recorder, operators) =
-        run.execute_with(options, operators).map_err(|e| match e {
-            crate::sim::SimError::Stuck { .. } => Failure::internal(e),
-            _ => Failure::user(e),
-        })?;
+    let (outcome, recorder, operators) = execute(&run, options).map_err(|e| match e {
+        SimError::Stuck { .. } => Failure::internal(e),
+        _ => Failure::user(e),
+    })?;
     let stages = run.config.cluster.pipeline_parallel;
     let mut summary = Summary::of(&recorder, stages, outcome.end);
-    summary.operators = operators.map(|o| o.shares());
+    summary.operators = operators;
     let took = started.elapsed().as_secs_f64();
 
     let mut shown = headline(&run);
@@ -124,12 +125,23 @@ pub fn run(args: Args) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Simulates; also gives the time of each operator where the config asks for it.
+fn execute(
+    run: &Run,
+    options: RecordOptions,
+) -> Result<(Outcome, Recorder, Option<Vec<OperatorShare>>), SimError> {
+    if run.config.metrics.operators {
+        let times = OperatorTimes::new(&*run.cost);
+        let (outcome, recorder, times) = run.execute_with(options, times)?;
+        return Ok((outcome, recorder, Some(times.shares())));
+    }
+    let (outcome, recorder, Silent) = run.execute_with(options, Silent)?;
+    Ok((outcome, recorder, None))
+}
+
 /// The config file with the flags and `--set`s applied, in this order.
 fn load(args: &Args) -> Result<RunConfig, Failure> {
-    let (text, name) = match &args.config {
-        None => (String::new(), String::new()),
-        Some(path) => (read(path)?, path.display().to_string()),
-    };
+    let (text, name) = config_text(args.config.as_deref())?;
     let flag = |field: &str, value: String| format!("{field}={}", serde_json::Value::String(value));
     let mut sets = Vec::new();
     sets.extend(args.model.clone().map(|m| flag("model", m)));
@@ -138,6 +150,14 @@ fn load(args: &Args) -> Result<RunConfig, Failure> {
     sets.extend(dir.map(|d| flag("profiling_dir", d)));
     sets.extend(args.set.iter().cloned());
     RunConfig::load(&text, &name, &sets).map_err(Failure::user)
+}
+
+/// Text and name of the config file; both empty without one.
+pub(super) fn config_text(path: Option<&Path>) -> Result<(String, String), Failure> {
+    match path {
+        None => Ok((String::new(), String::new())),
+        Some(path) => Ok((read(path)?, path.display().to_string())),
+    }
 }
 
 fn read(path: &Path) -> Result<String, Failure> {
@@ -152,17 +172,20 @@ fn read(path: &Path) -> Result<String, Failure> {
 
 fn headline(run: &Run) -> String {
     let c = &run.config.cluster;
-    let spread = match (c.num_replicas, c.tensor_parallel, c.pipeline_parallel) {
-        (1, 1, 1) => String::new(),
-        (n, tp, pp) => format!(" ({n} replicas, TP {tp}, PP {pp})"),
-    };
-    format!(
-        "{} on {}{spread}, {} scheduler\n{}\n",
+    let parts = [
+        (c.num_replicas, format!("{} replicas", c.num_replicas)),
+        (c.tensor_parallel, format!("TP {}", c.tensor_parallel)),
+        (c.pipeline_parallel, format!("PP {}", c.pipeline_parallel)),
+    ];
+    let parts: Vec<String> = parts.into_iter().filter(|p| p.0 > 1).map(|p| p.1).collect();
+    let spread = if parts.is_empty() { String::new() } else { format!(" ({})", parts.join(", ")) };
+    let what = format!(
+        "{} on {}{spread}, {} scheduler",
         run.model.name,
         run.device.name,
-        run.config.scheduler.name(),
-        run.workload.description
-    )
+        run.config.scheduler.name()
+    );
+    format!("{}\n{}\n", text::wrap(&what), text::wrap(&run.workload.description))
 }
 
 /// What a reader must know before believing the figures.

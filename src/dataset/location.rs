@@ -54,7 +54,7 @@ pub enum LocateError {
     #[error("profiling directory {} does not exist; give an existing one with --profiling-dir", .0.display())]
     NoDirectory(PathBuf),
     /// No file of this kind for the names.
-    #[error("no {file} for {wanted} in {root}, which holds {held}; {cure}")]
+    #[error("no {file} for {wanted} in {root} (found there: {held}); {cure}")]
     NotFound {
         /// File name, `mlp.csv`.
         file: &'static str,
@@ -354,13 +354,13 @@ mod tests {
         let error = root.find(ProfileKind::Mlp, &["h100", "hopper"], &["org/m"]).unwrap_err();
         assert_eq!(
             error.to_string().replace(&dir.path().display().to_string(), "ROOT"),
-            "no mlp.csv for org/m on h100 in ROOT, which holds a100 (org/b), a30 (org/m); measure it \
+            "no mlp.csv for org/m on h100 in ROOT (found there: a100 (org/b), a30 (org/m)); measure it \
              with `vidur profile mlp --models org/m`, or point --profiling-dir at a folder that has it"
         );
         let error = root.find(ProfileKind::AllReduce, &["pair"], &[]).unwrap_err();
         assert_eq!(
             error.to_string().replace(&dir.path().display().to_string(), "ROOT"),
-            "no all_reduce.csv for network device pair in ROOT, which holds none at all; measure it \
+            "no all_reduce.csv for network device pair in ROOT (found there: none at all); measure it \
              with `vidur profile collectives`, or point --profiling-dir at a folder that has it"
         );
     }
@@ -400,10 +400,8 @@ mod tests {
     fn the_built_in_set_answers_like_a_folder() {
         let error =
             ProfileRoot::BuiltIn.find(ProfileKind::Mlp, &["no-such-sku"], &["m"]).unwrap_err();
-        assert!(
-            error.to_string().starts_with(
-                "no mlp.csv for m on no-such-sku in the built-in profiles, which holds "
-            )
-        );
+        assert!(error.to_string().starts_with(
+            "no mlp.csv for m on no-such-sku in the built-in profiles (found there: "
+        ));
     }
 }

@@ -36,12 +36,13 @@ pub struct BatchDistributions {
 }
 
 impl BatchSketches {
-    /// A batch of `size` requests was formed, with `tokens` tokens, `decodes` of them decoding.
-    pub fn formed(&mut self, size: u64, tokens: u64, decodes: u64) {
-        self.size.add(size);
-        self.tokens.add(tokens);
-        self.prefill_tokens.add(tokens.saturating_sub(decodes));
-        self.decode_tokens.add(decodes);
+    /// `times` batches of `size` requests were formed, with `tokens` tokens each, `decodes` of them
+    /// decoding.
+    pub fn formed(&mut self, size: u64, tokens: u64, decodes: u64, times: u64) {
+        self.size.add_times(size, times);
+        self.tokens.add_times(tokens, times);
+        self.prefill_tokens.add_times(tokens.saturating_sub(decodes), times);
+        self.decode_tokens.add_times(decodes, times);
     }
 
     /// A batch ended on the last stage.

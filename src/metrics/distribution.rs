@@ -51,7 +51,7 @@ impl Distribution {
         let count = counted.ends.last().copied().filter(|n| *n > 0)?;
         let sum: u128 = values.iter().map(|v| u128::from(v.0) * u128::from(v.1)).sum();
         let mean = sum as f64 / count as f64;
-        let square = |v: &(u64, u32)| (v.0 as f64 - mean).powi(2) * f64::from(v.1);
+        let square = |v: &(u64, u64)| (v.0 as f64 - mean).powi(2) * v.1 as f64;
         let variance = counted.sorted.iter().map(square).sum::<f64>() / count as f64;
         let q = |q: f64| counted.quantile(q).map(|ns| ns * 1e-6);
         Some(Distribution {
@@ -93,17 +93,24 @@ impl Distribution {
 
 /// Values with their counts, ascending.
 struct Counted {
-    sorted: Vec<(u64, u32)>,
+    sorted: Vec<(u64, u64)>,
     /// How many values there are up to and including each.
     ends: Vec<u64>,
 }
 
 impl Counted {
     fn of(values: &[(u64, u32)]) -> Self {
-        let mut sorted = values.to_vec();
-        sorted.sort_unstable();
-        let add = |seen: &mut u64, v: &(u64, u32)| {
-            *seen += u64::from(v.1);
+        let mut sorted: Vec<(u64, u64)> =
+            values.iter().map(|&(ns, count)| (ns, u64::from(count))).collect();
+        sorted.sort_unstable_by_key(|v| v.0);
+        // Each value once, so that sums do not depend on how the counts were split.
+        sorted.dedup_by(|next, kept| {
+            let same = next.0 == kept.0;
+            kept.1 += if same { next.1 } else { 0 };
+            same
+        });
+        let add = |seen: &mut u64, v: &(u64, u64)| {
+            *seen += v.1;
             Some(*seen)
         };
         let ends = sorted.iter().scan(0, add).collect();

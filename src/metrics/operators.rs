@@ -1,8 +1,8 @@
 //! Where the time of a run goes, operator by operator.
 
-use crate::cost::{CostModel, StepCost};
+use crate::cost::{BatchShape, CostModel, StepCost};
 use crate::ids::{ReplicaId, StageId};
-use crate::sim::{Batch, Observer};
+use crate::sim::{Batch, Observer, Repeat, Request};
 use crate::spec::ops::Op;
 use crate::units::SimTime;
 use serde::Serialize;
@@ -33,6 +33,16 @@ impl<'a> OperatorTimes<'a> {
         OperatorTimes { cost, totals: [(0.0, 0.0); Op::ALL.len()] }
     }
 
+    fn add(&mut self, stage: StageId, batch: &BatchShape) {
+        for time in self.cost.stage_breakdown(stage, batch) {
+            let (ms, extrapolated) = &mut self.totals[time.op as usize];
+            *ms += time.ms;
+            if time.extrapolated {
+                *extrapolated += time.ms;
+            }
+        }
+    }
+
     /// The operators that took time, longest first.
     pub fn shares(&self) -> Vec<OperatorShare> {
         let whole: f64 = self.totals.iter().map(|t| t.0).sum();
@@ -61,12 +71,19 @@ impl Observer for OperatorTimes<'_> {
         batch: &Batch,
         _: StepCost,
     ) {
-        for time in self.cost.stage_breakdown(stage, &batch.shape) {
-            let (ms, extrapolated) = &mut self.totals[time.op as usize];
-            *ms += time.ms;
-            if time.extrapolated {
-                *extrapolated += time.ms;
-            }
+        self.add(stage, &batch.shape);
+    }
+
+    fn takes_repeats(&self) -> bool {
+        true
+    }
+
+    fn repeated(&mut self, _: ReplicaId, batch: &Batch, _: &[Request], repeats: &[Repeat]) {
+        let mut shape = batch.shape.clone();
+        for left in (0..repeats.len() as u64).rev() {
+            let since = left * u64::from(shape.num_decodes);
+            shape.decode_kv_tokens = batch.shape.decode_kv_tokens - since;
+            self.add(StageId(0), &shape);
         }
     }
 }

@@ -1,39 +1,61 @@
 //! The busiest second and the most requests in flight, as `vllm bench serve` reports them.
 
 use crate::units::{SimDuration, SimTime};
+use std::collections::VecDeque;
 
 const SECOND_NS: u64 = 1_000_000_000;
 
-/// Counts tokens by second from the first arrival, and requests in flight.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Counts tokens by second from the first arrival, and requests in flight. Between two arrivals
+/// tokens may be told in any order; memory is that of the seconds between two arrivals.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Peaks {
     first_arrival: Option<SimTime>,
-    /// When the second that is being counted ends.
-    second_ends: SimTime,
-    tokens: u64,
+    /// Tokens in the seconds from `base` on.
+    seconds: VecDeque<u64>,
+    base: u64,
+    /// Where `now` was last: begin and end of that second, and its place in `seconds`.
+    current: (SimTime, SimTime, usize),
     most_tokens: u64,
     in_flight: u32,
     most_in_flight: u32,
 }
 
 impl Peaks {
-    /// A request arrived.
+    /// A request arrived; every token from before has been told.
     pub fn arrived(&mut self, now: SimTime) {
-        self.first_arrival.get_or_insert(now);
+        let start = *self.first_arrival.get_or_insert(now);
+        let second = now.since(start).as_ns() / SECOND_NS;
+        if self.base < second {
+            while self.base < second
+                && let Some(tokens) = self.seconds.pop_front()
+            {
+                self.most_tokens = self.most_tokens.max(tokens);
+                self.base += 1;
+            }
+            self.base = second;
+            self.current = Default::default();
+        }
         self.in_flight += 1;
         self.most_in_flight = self.most_in_flight.max(self.in_flight);
     }
 
-    /// A token appeared; never earlier than the last.
-    pub fn token(&mut self, now: SimTime) {
-        if now >= self.second_ends {
-            let start = self.first_arrival.unwrap_or_default();
-            let seconds = now.since(start).as_ns() / SECOND_NS + 1;
-            self.second_ends = start + SimDuration::from_ns(seconds.saturating_mul(SECOND_NS));
-            self.most_tokens = self.most_tokens.max(self.tokens);
-            self.tokens = 0;
+    /// `tokens` tokens appeared at `now`.
+    pub fn tokens(&mut self, now: SimTime, tokens: u64) {
+        if !(self.current.0..self.current.1).contains(&now) {
+            self.turn_to(now);
         }
-        self.tokens += 1;
+        self.seconds[self.current.2] += tokens;
+    }
+
+    fn turn_to(&mut self, now: SimTime) {
+        let start = self.first_arrival.unwrap_or_default();
+        let second = now.since(start).as_ns() / SECOND_NS;
+        let at = second.saturating_sub(self.base) as usize;
+        if at >= self.seconds.len() {
+            self.seconds.resize(at + 1, 0);
+        }
+        let begin = start + SimDuration::from_ns(second.saturating_mul(SECOND_NS));
+        self.current = (begin, begin + SimDuration::from_ns(SECOND_NS), at);
     }
 
     /// A request has all its tokens.
@@ -48,7 +70,7 @@ impl Peaks {
 
     /// Most tokens in one of the seconds counted from the first arrival.
     pub fn max_tokens_per_s(&self) -> u64 {
-        self.most_tokens.max(self.tokens)
+        self.seconds.iter().copied().fold(self.most_tokens, u64::max)
     }
 
     /// Most requests between their arrival and their last token; at one instant ends come first.
@@ -71,10 +93,18 @@ mod tests {
         p.arrived(ms(900));
         // Seconds from 0.7 s: two tokens in the first, three in the third, one in the fourth.
         for at in [900, 1699, 2700, 2701, 3699, 3700] {
-            p.token(ms(at));
+            p.tokens(ms(at), 1);
         }
         assert_eq!(p.max_tokens_per_s(), 3);
         assert_eq!(p.max_concurrent_requests(), 2);
         assert_eq!(p.first_arrival(), ms(700));
+        // Told late, but for the first second.
+        p.tokens(ms(1000), 2);
+        assert_eq!(p.max_tokens_per_s(), 4);
+        // An arrival closes the seconds before it.
+        p.arrived(ms(5800));
+        assert_eq!((p.max_tokens_per_s(), p.seconds.len()), (4, 0));
+        p.tokens(ms(6699), 5);
+        assert_eq!((p.max_tokens_per_s(), p.seconds.len()), (5, 1));
     }
 }

@@ -8,9 +8,9 @@ use super::record::{RequestRecord, StageSpan};
 use super::replica::ReplicaUse;
 use super::sampled::{Sampled, Totals};
 use super::series::Series;
-use crate::cost::StepCost;
+use crate::cost::{BatchShape, StepCost};
 use crate::ids::{ReplicaId, RequestId, StageId};
-use crate::sim::{Batch, KvBlocks, Observer, Request};
+use crate::sim::{Batch, KvBlocks, Observer, Repeat, Request};
 use crate::units::{SimDuration, SimTime};
 
 /// What a [`Recorder`] keeps.
@@ -129,14 +129,23 @@ impl Recorder {
         }
     }
 
-    fn gap(&mut self, id: RequestId, gap: SimDuration) {
+    /// `tokens` tokens appeared `gap` after the ones before them.
+    fn gaps(&mut self, gap: SimDuration, tokens: u32) {
         if let Some(sampled) = &mut self.sampled {
-            return sampled.gaps.add(gap.as_ns());
+            return sampled.gaps.add_times(gap.as_ns(), u64::from(tokens));
         }
-        match self.token_gaps.last_mut() {
-            Some((ns, count)) if *ns == gap.as_ns() && *count < u32::MAX => *count += 1,
-            _ => self.token_gaps.push((gap.as_ns(), 1)),
+        if let Some((ns, count)) = self.token_gaps.last_mut()
+            && *ns == gap.as_ns()
+            && let Some(sum) = count.checked_add(tokens)
+        {
+            *count = sum;
+            return;
         }
+        self.token_gaps.push((gap.as_ns(), tokens));
+    }
+
+    /// The next token of one request.
+    fn gap_of(&mut self, id: RequestId, gap: SimDuration) {
         if self.options.token_lists {
             self.token_lists[id.index()].push(gap.as_ns());
         }
@@ -147,6 +156,27 @@ impl Recorder {
             Some(sampled) => sampled.second_tokens.add(after.as_ns()),
             None => self.second_tokens.push((after.as_ns(), 1)),
         }
+    }
+
+    fn stage_ran(
+        &mut self,
+        replica: ReplicaId,
+        stage: StageId,
+        batch: &BatchShape,
+        cost: StepCost,
+    ) {
+        self.busy += cost.duration;
+        if cost.extrapolated {
+            self.extrapolated += cost.duration;
+        }
+        let flops = self.options.stage_flops.get(stage.index());
+        let flops = flops.map_or(0.0, |f| f.of_batch(batch));
+        self.replicas[replica.index()].stage_ran(stage, cost.duration, flops);
+    }
+
+    fn kv_changed(&mut self, now: SimTime, replica: ReplicaId, blocks: u32) {
+        self.replicas[replica.index()].kv.set(now, blocks);
+        self.kv_peak = self.kv_peak.max(blocks);
     }
 
     fn keep_span(&mut self, span: StageSpan) {
@@ -193,7 +223,7 @@ impl Observer for Recorder {
         self.batch_tokens += tokens;
         self.kv_capacity = kv.capacity();
         self.replicas[replica.index()].batches += 1;
-        self.batches.formed(size, tokens, u64::from(batch.shape.num_decodes));
+        self.batches.formed(size, tokens, u64::from(batch.shape.num_decodes), 1);
         // A request is first scheduled with a prompt chunk.
         if !batch.shape.prefills.is_empty() {
             for entry in &batch.entries {
@@ -219,13 +249,7 @@ impl Observer for Recorder {
         batch: &Batch,
         cost: StepCost,
     ) {
-        self.busy += cost.duration;
-        if cost.extrapolated {
-            self.extrapolated += cost.duration;
-        }
-        let flops = self.options.stage_flops.get(stage.index());
-        let flops = flops.map_or(0.0, |f| f.of_batch(&batch.shape));
-        self.replicas[replica.index()].stage_ran(stage, cost.duration, flops);
+        self.stage_ran(replica, stage, &batch.shape, cost);
         if let Some(under_way) = self.under_way.iter_mut().find(|u| u.batch == batch.id) {
             under_way.execution += cost.duration;
             under_way.host += cost.host;
@@ -257,7 +281,7 @@ impl Observer for Recorder {
     }
 
     fn token(&mut self, now: SimTime, id: RequestId, request: &Request) {
-        self.peaks.token(now);
+        self.peaks.tokens(now, 1);
         let Some(record) = find(&mut self.requests, &mut self.sampled, id) else { return };
         let last = std::mem::replace(&mut record.last_token_at, now);
         if last == SimTime::NEVER {
@@ -265,9 +289,72 @@ impl Observer for Recorder {
             return;
         }
         let after = now.since(record.arrived_at);
-        self.gap(id, now.since(last));
+        self.gaps(now.since(last), 1);
+        self.gap_of(id, now.since(last));
         if self.options.metrics.dialect.has_second_token() && request.emitted() == 2 {
             self.second_token(after);
+        }
+    }
+
+    fn takes_repeats(&self) -> bool {
+        self.options.max_spans == 0
+    }
+
+    fn repeated(
+        &mut self,
+        replica: ReplicaId,
+        batch: &Batch,
+        requests: &[Request],
+        repeats: &[Repeat],
+    ) {
+        let (Some(first), Some(last)) = (repeats.first(), repeats.last()) else { return };
+        let Some(under_way) = self.under_way.iter_mut().find(|u| u.batch == batch.id) else {
+            return;
+        };
+        // What ended: the step that was under way, and all repeats but the last.
+        let (mut execution, mut host) = (under_way.execution, under_way.host);
+        for repeat in &repeats[..repeats.len() - 1] {
+            execution += repeat.cost.duration;
+            host += repeat.cost.host;
+        }
+        (under_way.execution, under_way.host) = (last.cost.duration, last.cost.host);
+        let formed_at = std::mem::replace(&mut under_way.formed_at, last.at);
+        let steps = || repeats.windows(2).map(|w| w[1].at.since(w[0].at));
+        for entry in &batch.entries {
+            let found = find(&mut self.requests, &mut self.sampled, entry.request);
+            let Some(record) = found else { continue };
+            record.execution += execution;
+            record.host += host;
+            let since = std::mem::replace(&mut record.last_token_at, last.at);
+            let second_after = first.at.since(record.arrived_at);
+            self.gaps(first.at.since(since), 1);
+            if self.options.token_lists {
+                self.gap_of(entry.request, first.at.since(since));
+                steps().for_each(|step| self.gap_of(entry.request, step));
+            }
+            let emitted = requests[entry.request.index()].emitted() as usize;
+            if self.options.metrics.dialect.has_second_token() && emitted == repeats.len() + 1 {
+                self.second_token(second_after);
+            }
+        }
+        let n = batch.len() as u64;
+        self.batches.ended(first.at.since(formed_at));
+        for step in steps() {
+            self.gaps(step, n as u32);
+            self.batches.ended(step);
+        }
+        let count = repeats.len() as u64;
+        self.num_batches += count;
+        self.batch_requests += count * n;
+        self.batch_tokens += count * n;
+        self.replicas[replica.index()].batches += count;
+        self.batches.formed(n, n, n, count);
+        let mut shape = batch.shape.clone();
+        for (repeat, left) in repeats.iter().zip((0..count).rev()) {
+            shape.decode_kv_tokens = batch.shape.decode_kv_tokens - left * n;
+            self.stage_ran(replica, StageId(0), &shape, repeat.cost);
+            self.peaks.tokens(repeat.at, n);
+            self.kv_changed(repeat.at, replica, repeat.kv_used);
         }
     }
 
@@ -289,8 +376,7 @@ impl Observer for Recorder {
     }
 
     fn settled(&mut self, now: SimTime, replica: ReplicaId, kv: &KvBlocks, _: usize) {
-        self.replicas[replica.index()].kv.set(now, kv.used());
-        self.kv_peak = self.kv_peak.max(kv.used());
+        self.kv_changed(now, replica, kv.used());
     }
 
     fn ended(&mut self, now: SimTime) {

@@ -17,6 +17,8 @@ pub struct Header<'a> {
     pub request_rate: Option<f64>,
     /// Shape of gamma-distributed gaps: 1 for a Poisson process.
     pub burstiness: f64,
+    /// Clients of a closed loop; `None` of open arrivals.
+    pub max_concurrency: Option<u32>,
 }
 
 /// The file's content; with `detailed`, request by request too.
@@ -36,7 +38,7 @@ pub fn value(header: &Header<'_>, recorder: &Recorder, summary: &Summary, detail
     put("num_prompts", header.num_prompts.into());
     put("request_rate", header.request_rate.map_or_else(|| "inf".into(), Value::from));
     put("burstiness", header.burstiness.into());
-    put("max_concurrency", Value::Null);
+    put("max_concurrency", json!(header.max_concurrency));
     put("duration", t.duration_s.into());
     put("completed", totals.requests.into());
     put("failed", (header.num_prompts as u64).saturating_sub(totals.requests).into());

@@ -15,12 +15,10 @@ pub struct Sketch {
     counts: Vec<u64>,
     count: u64,
     sum: u128,
+    /// Modulo 2¹²⁸: see [`Sketch::std_dev`].
+    squares: u128,
     min: u64,
     max: u64,
-    /// The first value; deviations from it keep the sum of squares small.
-    origin: u64,
-    deviations: f64,
-    squares: f64,
 }
 
 fn bucket(value: u64) -> usize {
@@ -38,21 +36,28 @@ fn middle(bucket: usize) -> u64 {
 impl Sketch {
     /// Counts one value.
     pub fn add(&mut self, value: u64) {
+        self.add_times(value, 1);
+    }
+
+    /// Counts a value `times` times. The order in which values come makes no difference.
+    pub fn add_times(&mut self, value: u64, times: u64) {
+        if times == 0 {
+            return;
+        }
         let at = bucket(value);
         if at >= self.counts.len() {
             self.counts.resize(at + 1, 0);
         }
-        self.counts[at] += 1;
+        self.counts[at] += times;
         if self.count == 0 {
-            (self.min, self.max, self.origin) = (value, value, value);
+            (self.min, self.max) = (value, value);
         }
         self.min = self.min.min(value);
         self.max = self.max.max(value);
-        self.count += 1;
-        self.sum += u128::from(value);
-        let deviation = value as f64 - self.origin as f64;
-        self.deviations += deviation;
-        self.squares += deviation * deviation;
+        self.count += times;
+        let (value, times) = (u128::from(value), u128::from(times));
+        self.sum += value * times;
+        self.squares = self.squares.wrapping_add((value * value).wrapping_mul(times));
     }
 
     /// Values counted.
@@ -66,10 +71,18 @@ impl Sketch {
     }
 
     /// Population standard deviation; `None` of nothing.
+    ///
+    /// About the whole part m of the mean: Σ (v - m)² = Σ v² - 2 m Σ v + n m², in integers modulo
+    /// 2¹²⁸, which that sum does not reach unless values spread over days.
     pub fn std_dev(&self) -> Option<f64> {
-        let n = self.count as f64;
-        let variance = (self.squares - self.deviations * self.deviations / n) / n;
-        (self.count > 0).then(|| variance.max(0.0).sqrt())
+        let n = u128::from(self.count);
+        let m = self.sum.checked_div(n)?;
+        let rest = (self.sum - m * n) as f64 / n as f64;
+        let about_m = self
+            .squares
+            .wrapping_sub(m.wrapping_mul(self.sum).wrapping_mul(2))
+            .wrapping_add(n.wrapping_mul(m.wrapping_mul(m)));
+        Some((about_m as f64 / n as f64 - rest * rest).max(0.0).sqrt())
     }
 
     /// The `q` quantile (0 to 1), interpolated as [`super::quantile_sorted`] does; `None` of nothing.
@@ -158,6 +171,20 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn the_order_makes_no_difference(
+            values in prop::collection::vec((any::<u64>(), 1u64..9), 1..50)
+        ) {
+            let (mut once, mut one_by_one) = (Sketch::default(), Sketch::default());
+            for (value, times) in &values {
+                once.add_times(*value, *times);
+            }
+            for (value, times) in values.iter().rev() {
+                (0..*times).for_each(|_| one_by_one.add(*value));
+            }
+            prop_assert_eq!(once, one_by_one);
+        }
+
         #[test]
         fn quantiles_are_within_the_stated_error(
             values in prop::collection::vec(prop_oneof![0u64..5000, 0u64..1_000_000_000_000], 1..300),

@@ -127,5 +127,6 @@ fn bench_header(run: &Run) -> vllm_bench::Header<'_> {
         num_prompts: arrivals.len(),
         request_rate,
         burstiness,
+        max_concurrency: run.workload.clients.map(|c| c.concurrency),
     }
 }
