@@ -2,6 +2,7 @@
 
 use super::Failure;
 use crate::metrics::{Recorder, RequestRecord, Summary};
+use crate::predictor::{PredictorConfig, TableCache};
 use crate::report::run_dir::{RunDir, RunDirError};
 use crate::report::{cdf_svg, chrome_trace, request_csv, text};
 use crate::run::{Run, RunConfig};
@@ -35,7 +36,8 @@ pub struct Args {
     /// Device SKU (same as --set cluster.sku=…)
     #[arg(long)]
     sku: Option<String>,
-    /// Folder of profiles (same as --set profiling_dir=…)
+    /// Folder of profiles (same as --set profiling_dir=…); several, separated as in PATH, are
+    /// searched in this order
     #[arg(long, value_name = "DIR")]
     profiling_dir: Option<PathBuf>,
     /// New folder for the results [default: runs/<time>-<model>-<sku>]
@@ -50,6 +52,10 @@ pub struct Args {
     /// Folder of models and devices that take precedence over the built-in ones
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
+    /// Fit anew, and keep no fitted tables for the next run (only `forest` is slow enough to keep
+    /// them: in $VIDUR_CACHE_DIR, else ~/.cache/vidur)
+    #[arg(long)]
+    no_cache: bool,
 }
 
 pub fn run(args: Args) -> Result<(), Failure> {
@@ -60,7 +66,8 @@ pub fn run(args: Args) -> Result<(), Failure> {
     }
     let started = Instant::now();
     let catalog = Catalog::open(args.data_dir.as_deref());
-    let run = Run::resolve(config, &catalog).map_err(Failure::user)?;
+    let cache = if args.no_cache { TableCache::off() } else { TableCache::of_user() };
+    let run = Run::resolve_with(config, &catalog, &cache).map_err(Failure::user)?;
     for note in &run.workload.notes {
         eprintln!("note: {note}");
     }
@@ -142,8 +149,9 @@ fn headline(run: &Run) -> String {
 
 /// What a reader must know before believing the figures.
 fn caveats(run: &Run, summary: &Summary) -> String {
-    let mut out = format!("{:<12} {}\n", "step times", run.provenance.predictor);
-    if summary.extrapolated_percent > 0.0 {
+    let mut out = format!("{:<12} {}\n", "step times", run.provenance.description);
+    let measured = !matches!(run.config.predictor, PredictorConfig::Roofline(_));
+    if measured && summary.extrapolated_percent > 0.0 {
         out.push_str(&format!(
             "{:<12} {:.1} % of the busy time was predicted outside the measured range\n",
             "", summary.extrapolated_percent

@@ -3,7 +3,9 @@
 use super::cv::{HeldOut, held_out};
 use super::roofline::{Roofline, RooflineContext};
 use super::test_support::{device, model};
-use super::{Limits, OperatorSettings, PredictorConfig, PredictorError, build, fit, load};
+use super::{
+    Limits, OperatorSettings, PredictorConfig, PredictorError, System, TableCache, build, fit, load,
+};
 use crate::cost::{BatchShape, CostModel};
 use crate::dataset::location::ProfileRoot;
 use crate::dataset::read::{MissingValues, OpSamples};
@@ -77,17 +79,20 @@ fn build_system(
     config: &PredictorConfig,
     i: usize,
 ) -> Result<(Box<dyn CostModel>, super::Provenance), PredictorError> {
-    let (_, model, device, parallel, network) = systems().into_iter().nth(i).unwrap();
-    build(config, root, &model, &device, network, parallel, LIMITS)
+    let (_, model, device, parallel, network_device) = systems().into_iter().nth(i).unwrap();
+    let system = System { root, model: &model, device: &device, network_device, parallel };
+    build(config, &system, LIMITS, &TableCache::off())
 }
 
 #[test]
 fn held_out_error_on_real_profiles() {
     let Some(root) = profiles() else { return };
     for config in [PredictorConfig::Interpolate(skipping()), PredictorConfig::Linear(skipping())] {
-        for (name, model, device, parallel, network) in systems() {
-            let set = load(&config, &root, &model, &device, network, parallel).unwrap();
-            let context = RooflineContext::new(&model, parallel, &device);
+        for (name, model, device, parallel, network_device) in systems() {
+            let (root, model, device) = (&root, &model, &device);
+            let system = System { root, model, device, network_device, parallel };
+            let set = load(&config, &system).unwrap();
+            let context = RooflineContext::new(model, parallel, device);
             for samples in &set.ops {
                 let roofline = Roofline::new(samples.op, &context);
                 let one_fit = |train: &[_]| {
@@ -178,9 +183,11 @@ fn a_decode_step_of_70b_on_two_a100_takes_what_its_weights_take_to_read() {
 fn models_are_exact_where_real_profiles_were_measured() {
     let Some(root) = profiles() else { return };
     let config = PredictorConfig::Interpolate(skipping());
-    for (_, model, device, parallel, network) in systems() {
-        let set = load(&config, &root, &model, &device, network, parallel).unwrap();
-        let context = RooflineContext::new(&model, parallel, &device);
+    for (_, model, device, parallel, network_device) in systems() {
+        let (root, model, device) = (&root, &model, &device);
+        let system = System { root, model, device, network_device, parallel };
+        let set = load(&config, &system).unwrap();
+        let context = RooflineContext::new(model, parallel, device);
         for samples in &set.ops {
             let m = fit(&config, samples, &Roofline::new(samples.op, &context)).unwrap();
             for (row, x, ms, _) in super::interpolate::medians(&samples.points) {

@@ -3,6 +3,7 @@
 
 mod cli;
 mod conformance;
+mod conformance_forest;
 mod sim_properties;
 mod sim_scenarios;
 mod support;
