@@ -150,8 +150,9 @@ fn headline(run: &Run) -> String {
 /// What a reader must know before believing the figures.
 fn caveats(run: &Run, summary: &Summary) -> String {
     let mut out = format!("{:<12} {}\n", "step times", run.provenance.description);
-    let measured = !matches!(run.config.predictor, PredictorConfig::Roofline(_));
-    if measured && summary.extrapolated_percent > 0.0 {
+    if let PredictorConfig::Roofline(settings) = &run.config.predictor {
+        out.push_str(&format!("{:<12} {settings}\n", ""));
+    } else if summary.extrapolated_percent > 0.0 {
         out.push_str(&format!(
             "{:<12} {:.1} % of the busy time was predicted outside the measured range\n",
             "", summary.extrapolated_percent

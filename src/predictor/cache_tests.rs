@@ -4,7 +4,7 @@ use super::cache::{Key, Sheet, TableCache};
 use super::forest::ForestSettings;
 use super::test_support::{device, model};
 use super::{Limits, PredictorConfig, System, build, load};
-use crate::cost::{BatchShape, CostModel};
+use crate::cost::BatchShape;
 use crate::dataset::location::ProfileRoot;
 use crate::ids::StageId;
 use crate::spec::parallel::Parallelism;

@@ -71,9 +71,7 @@ impl PredictorConfig {
     /// What a reader of a result must know about the step times, in a few words.
     pub fn description(&self) -> String {
         match self {
-            PredictorConfig::Roofline(settings) => {
-                format!("roofline: from the data sheet, not measured ({settings})")
-            }
+            PredictorConfig::Roofline(_) => "roofline: from the data sheet, not measured".into(),
             PredictorConfig::Forest(settings) => format!("forest of {} trees", settings.num_trees),
             _ => self.name().to_owned(),
         }
@@ -223,6 +221,29 @@ mod tests {
         assert_eq!(s.layer_sum, LayerSum::Vidur);
         assert_eq!(s.attention_batching_overhead.decode, 0.1);
         assert_eq!((s.all_reduce_launch_ms, s.block_size), (0.02, Some(16)));
+    }
+
+    #[test]
+    fn a_forest_has_vidurs_settings_unless_told_otherwise() {
+        let PredictorConfig::Forest(s) = parse("forest: {num_trees: 9}").unwrap() else {
+            panic!("no forest");
+        };
+        assert_eq!((s.num_trees, s.max_depth, s.min_samples_split, s.seed), (9, 16, 2, 0));
+        let s = s.operators();
+        assert_eq!((s.layer_sum, s.implausible()), (LayerSum::Vidur, Implausible::Keep));
+        assert_eq!(s.attention_batching_overhead, AttentionBatchingOverhead::vidur());
+        let error = parse("forest: {num_tree: 9}").unwrap_err();
+        assert!(error.contains("num_tree"), "{error}");
+        let zero = parse("roofline: {compute_efficiency: 0}").unwrap().check().unwrap_err();
+        assert!(zero.contains("roofline.compute_efficiency is 0"), "{zero}");
+    }
+
+    #[test]
+    fn rows_too_fast_to_be_true_follow_the_missing_ones_unless_told_otherwise() {
+        let of = |yaml: &str| parse(yaml).unwrap().settings().unwrap().implausible();
+        assert_eq!(of("interpolate: {}"), Implausible::Refuse);
+        assert_eq!(of("interpolate: {missing_values: skip}"), Implausible::Skip);
+        assert_eq!(of("interpolate: {missing_values: skip, implausible: keep}"), Implausible::Keep);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! peak bandwidth, each at the share of the peak that kernels reach, and the launch of its kernel. A
 //! collective takes its bytes over the link, and a latency.
 
-use super::{OpModel, Prediction, PredictorError, System};
+use super::{OpModel, OpModels, Prediction, PredictorError, System};
 use crate::spec::model::{Dtype, ModelSpec};
 use crate::spec::ops::{Op, OpInput};
 use crate::spec::parallel::Parallelism;
@@ -122,7 +122,7 @@ impl DataSheet {
         ops: &[Op],
         system: &System<'_>,
         settings: &DataSheetSettings,
-    ) -> Result<Vec<(Op, Box<dyn OpModel>)>, PredictorError> {
+    ) -> Result<OpModels, PredictorError> {
         let device = system.device;
         let dtype = device.compute_dtype(system.model.dtype);
         let lacks = |what: &str, cure: &str| {

@@ -1,6 +1,6 @@
 //! Random forests as microsoft/vidur fits them: scikit-learn's settings, by smartcore, on every row
-//! (no medians). For comparison with Vidur: a forest is a staircase between the points, and flat
-//! outside them.
+//! (no medians). For comparison with Vidur: a forest is a staircase between the points, and knows
+//! nothing outside them, where time is taken to grow with the work.
 //!
 //! Every tree is fitted on its own, with a seed of its own, so that trees are fitted and asked in
 //! parallel; sums run in a fixed order. The same profiles and seed give the same bits.

@@ -67,6 +67,9 @@ pub trait OpModel: Send + Sync {
     fn predict(&self, input: OpInput) -> Prediction;
 }
 
+/// One model per operator.
+pub type OpModels = Vec<(Op, Box<dyn OpModel>)>;
+
 /// Why there is no predictor.
 #[derive(Debug, thiserror::Error)]
 pub enum PredictorError {
@@ -176,7 +179,7 @@ pub fn build(
             let models = DataSheet::all(&ops, system, settings)?;
             let sum = StageSettings::plain(limits);
             let cost = StageCost::new(models, system.model, system.parallel, &sum);
-            Ok((Box::new(cost), Provenance::of_data_sheet(config, system.device)))
+            Ok((Box::new(cost), Provenance::of_data_sheet(config, settings, system.device)))
         }
         PredictorConfig::Table(settings) => {
             let cost = TableCost::read(settings, system.model, system.parallel)?;

@@ -1,6 +1,7 @@
 //! Where the numbers of a predictor come from, for the record of a run.
 
 use super::PredictorConfig;
+use super::data_sheet::DataSheetSettings;
 use super::features::axes;
 use super::interpolate::medians;
 use crate::dataset::read::{OpSamples, ProfileSet, SourceFile};
@@ -92,14 +93,19 @@ impl Provenance {
     }
 
     /// The record of a predictor made from the data sheet of `device` alone.
-    pub fn of_data_sheet(config: &PredictorConfig, device: &DeviceSku) -> Provenance {
+    pub fn of_data_sheet(
+        config: &PredictorConfig,
+        settings: &DataSheetSettings,
+        device: &DeviceSku,
+    ) -> Provenance {
+        let sheet = device.sources.iter().map(|s| format!("{}: {s}", device.name));
         Provenance {
             predictor: config.name(),
             description: config.description(),
             operators: Vec::new(),
             not_modelled: Vec::new(),
             warnings: Vec::new(),
-            notes: device.sources.iter().map(|s| format!("{}: {s}", device.name)).collect(),
+            notes: std::iter::once(settings.to_string()).chain(sheet).collect(),
             sources: Vec::new(),
         }
     }

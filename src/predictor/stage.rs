@@ -9,7 +9,7 @@
 
 use super::config::{AttentionBatchingOverhead, HostStages, Limits};
 use super::window::equivalent_chunk;
-use super::{OpModel, Prediction};
+use super::{OpModel, OpModels, Prediction};
 use crate::cost::{BatchShape, CostModel, OpTime, StepCost};
 use crate::ids::StageId;
 use crate::spec::model::ModelSpec;
@@ -81,7 +81,7 @@ fn rounded(ms: f64) -> f64 {
 impl StageCost {
     /// Puts the stages of `model` together from operator models. Collectives are asked for bytes.
     pub fn new(
-        op_models: Vec<(Op, Box<dyn OpModel>)>,
+        op_models: OpModels,
         model: &ModelSpec,
         parallel: Parallelism,
         settings: &StageSettings,

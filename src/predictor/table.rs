@@ -1,6 +1,6 @@
 //! Tables of predictions, looked up as microsoft/vidur looks them up. They are given (the predictions
 //! of another program's regressors: two simulators can then be compared apart from these), or
-//! compiled from our own forests, see [`super::forest_tables`].
+//! compiled from our own forests (the `forest` predictor).
 //!
 //! A folder holds `<operator>.csv` or `.csv.gz` with the columns `num_tokens`, or `batch_size` and
 //! `kv_cache_size`, or `kv_cache_size` and `prefill_chunk_size_squared`, and `prediction` in

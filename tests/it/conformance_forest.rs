@@ -1,25 +1,23 @@
 //! Our forests against reference runs of Vidur: the same profiles, schedulers and traces, but step
 //! times from forests that we fit. The profiles lie outside the repository: without
-//! `VIDUR_SHARED_DATA` these tests say that they are skipped. Forests fit slowly in a debug build,
-//! where one run is compared; `VIDUR_SLOW_TESTS=1 cargo test --release conformance_forest` compares
-//! them all.
+//! `VIDUR_SHARED_DATA` this test says that it is skipped.
 //!
-//! Left out of the twelve: `e_linreg_conv1k_q3`, which is polynomials; `c_lightllm_conv1k_q3`, whose
-//! attention profile is of another name (attention_block1.csv); `c_orca_conv200_cap16`, whose batches
-//! are larger than what was measured: there Vidur's step times stay flat, and ours grow with the work.
+//! Left out of the twelve runs: `e_linreg_conv1k_q3`, which is polynomials, and
+//! `c_lightllm_conv1k_q3`, whose attention profile is not where profiles lie (attention_block1.csv).
 
 use super::conformance::{Row, reference, shared, simulate_with};
 use std::path::Path;
 
 /// Runs with all their profiles, and the changes beside the predictor that they need. Attention
 /// of Llama-2-7b and Llama-3-8B is synthetic.
-const RUNS: [(&str, &[&str]); 9] = [
+const RUNS: [(&str, &[&str]); 10] = [
     ("j_real_a30_qwen2_conv200", &["predictor.forest.missing_values=skip"]),
     ("h_real70b_tp2_conv200", &[]),
     ("c_sarathi_conv1k_q3", &[]),
     ("c_vllm_conv1k_q3", &[]),
     ("c_vllm_conv1k_q8", &[]),
     ("c_ft_conv200_cap4", &[]),
+    ("c_orca_conv200_cap16", &[]),
     ("d_tp2pp2_rr", &[]),
     (
         "f_cpu_overhead_conv200",
@@ -45,16 +43,12 @@ fn compare(shared: &Path, run: &str, more: &[&str]) -> (f64, f64) {
 #[test]
 fn with_our_own_forests_mean_e2e_is_within_two_percent_of_vidurs() {
     let Some(shared) = shared() else { return };
-    let all = std::env::var_os("VIDUR_SLOW_TESTS").is_some();
-    for (run, more) in RUNS.iter().take(if all { RUNS.len() } else { 1 }) {
+    for (run, more) in RUNS {
         let began = std::time::Instant::now();
         let (mean, each) = compare(&shared, run, more);
         let took = began.elapsed().as_secs_f64();
         let (mean, each) = (100.0 * mean, 100.0 * each);
         eprintln!("{run}: mean E2E {mean:+.2} %, a request {each:.2} % off, {took:.1} s");
         assert!(mean.abs() < 2.0, "{run}: mean E2E is {mean:+.2} % off");
-    }
-    if !all {
-        eprintln!("skipped: {} more runs; VIDUR_SLOW_TESTS is not set", RUNS.len() - 1);
     }
 }
