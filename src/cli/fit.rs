@@ -1,6 +1,7 @@
 //! `vidur fit`: how far is a predictor off at points that it has not seen?
 
 use super::Failure;
+use super::table::{number, text};
 use crate::dataset::read::{MissingValues, OpSamples};
 use crate::predictor::cv::{HeldOut, Pair, held_out};
 use crate::predictor::features::axes;
@@ -14,7 +15,6 @@ use crate::spec::catalog::Catalog;
 use crate::spec::ops::{Feature, Op};
 use crate::spec::parallel::Parallelism;
 use clap::ValueEnum;
-use comfy_table::{CellAlignment, Table, presets};
 use rayon::prelude::*;
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -150,34 +150,38 @@ fn config_of(args: &Args) -> PredictorConfig {
     }
 }
 
-fn table(fitted: &[(&OpSamples, &HeldOut)]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::ASCII_MARKDOWN).set_header([
-        "operator", "rows", "points", "measured", "MAPE %", "median %", "worst %", "worst at",
-        "line",
-    ]);
-    for (samples, result) in fitted {
-        let (points, ranges) = measured(samples);
-        let percent = |e: Option<f64>| e.map_or("-".into(), |e| format!("{e:.1}"));
-        let worst = result.worst();
-        table.add_row([
-            samples.op.to_string(),
-            samples.points.len().to_string(),
-            points.to_string(),
-            ranges.iter().map(range).collect::<Vec<_>>().join(", "),
-            percent(result.mape_percent()),
-            percent(result.median_ape_percent()),
-            percent(worst.map(|p| 100.0 * p.ape())),
-            worst.map_or("-".into(), |p| worst_point(samples.op, p)),
-            worst.map_or("-".into(), |p| p.line.to_string()),
-        ]);
-    }
-    for column in [1, 2, 4, 5, 6, 8] {
-        if let Some(column) = table.column_mut(column) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    table
+fn table(fitted: &[(&OpSamples, &HeldOut)]) -> String {
+    let columns = [
+        text("operator"),
+        number("rows").expendable(2),
+        number("points"),
+        text("measured").expendable(3),
+        number("MAPE %"),
+        number("median %"),
+        number("worst %"),
+        text("worst at").expendable(4),
+        number("line").expendable(1),
+    ];
+    let rows: Vec<Vec<String>> = fitted
+        .iter()
+        .map(|(samples, result)| {
+            let (points, ranges) = measured(samples);
+            let percent = |e: Option<f64>| e.map_or("-".into(), |e| format!("{e:.1}"));
+            let worst = result.worst();
+            vec![
+                samples.op.to_string(),
+                samples.points.len().to_string(),
+                points.to_string(),
+                ranges.iter().map(range).collect::<Vec<_>>().join(", "),
+                percent(result.mape_percent()),
+                percent(result.median_ape_percent()),
+                percent(worst.map(|p| 100.0 * p.ape())),
+                worst.map_or("-".into(), |p| worst_point(samples.op, p)),
+                worst.map_or("-".into(), |p| p.line.to_string()),
+            ]
+        })
+        .collect();
+    super::table::render(&columns, &rows, super::table::window_width())
 }
 
 fn range(r: &MeasuredRange) -> String {

@@ -1,6 +1,7 @@
 //! The command line: arguments as typed, one file per subcommand. The only room that prints or
 //! decides the exit code. Data goes to stdout, messages to stderr.
 
+mod bench;
 mod devices;
 mod fit;
 mod models;
@@ -34,6 +35,8 @@ enum Command {
     Simulate(simulate::Args),
     /// Compare predictions with what really runs.
     Validate(validate::Args),
+    /// Time the simulator itself.
+    Bench(bench::Args),
     /// List the models in the catalogue, or add one from a Hugging Face config.json.
     Models(models::Args),
     /// List the devices and nodes in the catalogue.
@@ -68,6 +71,7 @@ pub fn run() -> ExitCode {
         Command::Fit(args) => fit::run(args),
         Command::Simulate(args) => simulate::run(args),
         Command::Validate(args) => validate::run(args),
+        Command::Bench(args) => bench::run(args),
         Command::Models(args) => models::run(args),
         Command::Devices(args) => devices::run(args),
     };

@@ -81,9 +81,13 @@ struct Common {
     /// Stop after this much time for each model: 90s, 10m, 1h 30m, or `none`.
     #[arg(long, default_value = "60s", value_name = "TIME", value_parser = parse_budget)]
     budget: BudgetArg,
-    /// Samples of every operator at every shape, at least.
+    /// Samples of every operator at every shape, at least, all rounds together.
     #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     repeats: u32,
+    /// Measure every shape this many times, spread over the budget, and pool the samples: machines
+    /// drift. What the budget does not allow is left out, the last rounds first.
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=20))]
+    rounds: u32,
     /// Which shapes: spaced evenly in log scale, or microsoft/vidur's thousands.
     #[arg(long, value_enum, default_value_t = GridArg::Log)]
     grid: GridArg,
@@ -224,6 +228,7 @@ fn job(
         degrees,
         shapes: Vec::new(),
         effort: Effort { repeats, ..Effort::default() },
+        rounds: args.rounds,
         budget: args.budget.0,
         force: args.force,
         sku: sku.to_owned(),
@@ -257,14 +262,16 @@ fn command_line() -> String {
     words.join(" ")
 }
 
-/// Time that the whole plan would take, preparation not counted.
+/// Time that all rounds of the whole plan would take, preparation not counted.
 fn estimated_cost(job: &Job, peaks: Peaks) -> Duration {
+    let effort = job.effort_per_round();
     let cost = |&tensor_parallel: &u32| {
         let shard = Shard { model: job.model.clone(), tensor_parallel };
-        let of = |&shape: &Shape| plan::estimate(&shard, shape, peaks, job.effort);
+        let of = |&shape: &Shape| plan::estimate(&shard, shape, peaks, effort);
         job.shapes.iter().map(of).fold(Duration::ZERO, Duration::saturating_add)
     };
-    job.degrees.iter().map(cost).fold(Duration::ZERO, Duration::saturating_add)
+    let round = job.degrees.iter().map(cost).fold(Duration::ZERO, Duration::saturating_add);
+    round.saturating_mul(job.rounds)
 }
 
 /// Describes this machine beside its profiles, so that simulations can name it. A description that
@@ -333,6 +340,21 @@ mod tests {
         let none = parse("attention --models a/b --budget none").unwrap();
         let What::Attention(none) = none.what else { panic!("not attention") };
         assert_eq!(none.common.budget, BudgetArg(None));
+    }
+
+    #[test]
+    fn rounds_are_three_unless_told_and_at_most_twenty() {
+        let rounds = |line: &str| match parse(line).map(|args| args.what) {
+            Ok(What::Mlp(args)) => Ok(args.common.rounds),
+            Ok(What::Attention(_)) => panic!("not mlp"),
+            Err(message) => Err(message),
+        };
+        assert_eq!(rounds("mlp --models a/b"), Ok(3));
+        assert_eq!(rounds("mlp --models a/b --rounds 20"), Ok(20));
+        for bad in ["0", "21"] {
+            let message = rounds(&format!("mlp --models a/b --rounds {bad}")).unwrap_err();
+            assert!(message.contains("1..=20"), "{message}");
+        }
     }
 
     #[test]

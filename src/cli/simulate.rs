@@ -108,10 +108,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
 
 /// The config file with the flags and `--set`s applied, in this order.
 fn load(args: &Args) -> Result<RunConfig, Failure> {
-    let (text, name) = match &args.config {
-        None => (String::new(), String::new()),
-        Some(path) => (read(path)?, path.display().to_string()),
-    };
+    let (text, name) = config_text(args.config.as_deref())?;
     let flag = |field: &str, value: String| format!("{field}={}", serde_json::Value::String(value));
     let mut sets = Vec::new();
     sets.extend(args.model.clone().map(|m| flag("model", m)));
@@ -120,6 +117,14 @@ fn load(args: &Args) -> Result<RunConfig, Failure> {
     sets.extend(dir.map(|d| flag("profiling_dir", d)));
     sets.extend(args.set.iter().cloned());
     RunConfig::load(&text, &name, &sets).map_err(Failure::user)
+}
+
+/// Text and name of the config file; both empty without one.
+pub(super) fn config_text(path: Option<&Path>) -> Result<(String, String), Failure> {
+    match path {
+        None => Ok((String::new(), String::new())),
+        Some(path) => Ok((read(path)?, path.display().to_string())),
+    }
 }
 
 fn read(path: &Path) -> Result<String, Failure> {
@@ -134,17 +139,20 @@ fn read(path: &Path) -> Result<String, Failure> {
 
 fn headline(run: &Run) -> String {
     let c = &run.config.cluster;
-    let spread = match (c.num_replicas, c.tensor_parallel, c.pipeline_parallel) {
-        (1, 1, 1) => String::new(),
-        (n, tp, pp) => format!(" ({n} replicas, TP {tp}, PP {pp})"),
-    };
-    format!(
-        "{} on {}{spread}, {} scheduler\n{}\n",
+    let parts = [
+        (c.num_replicas, format!("{} replicas", c.num_replicas)),
+        (c.tensor_parallel, format!("TP {}", c.tensor_parallel)),
+        (c.pipeline_parallel, format!("PP {}", c.pipeline_parallel)),
+    ];
+    let parts: Vec<String> = parts.into_iter().filter(|p| p.0 > 1).map(|p| p.1).collect();
+    let spread = if parts.is_empty() { String::new() } else { format!(" ({})", parts.join(", ")) };
+    let what = format!(
+        "{} on {}{spread}, {} scheduler",
         run.model.name,
         run.device.name,
-        run.config.scheduler.name(),
-        run.workload.description
-    )
+        run.config.scheduler.name()
+    );
+    format!("{}\n{}\n", text::wrap(&what), text::wrap(&run.workload.description))
 }
 
 /// What a reader must know before believing the figures.

@@ -1,9 +1,10 @@
 //! Rows of a run that has not finished, on disk as soon as they are measured.
 //!
 //! The file is `<kind>.partial.csv`: a comment line with the fingerprint, the header, then rows in
-//! the order of measuring, each written whole by one system call. A process may be killed at any
-//! byte: what follows the last newline is ignored. The open file holds an advisory lock, which dies
-//! with the process.
+//! the order of measuring, each written whole by one system call. A row takes the place of earlier
+//! ones with the same key. A process may be killed at any byte: what follows the last newline is
+//! ignored, so that a torn row leaves the one that it would have replaced. The open file holds an
+//! advisory lock, which dies with the process.
 
 use super::manifest::Fingerprint;
 use super::write::{Table, TableKind, WriteError, line_of};
@@ -122,7 +123,7 @@ impl Journal {
         self.anew
     }
 
-    /// Puts one row on disk. Cells are in the order of [`TableKind::columns`].
+    /// Puts one row on disk, in place of one with the same key. Cells are in the order of [`TableKind::columns`].
     ///
     /// # Errors
     /// When the row could not be written whole; what is there of it is ignored later.
@@ -211,3 +212,7 @@ fn is_at(file: &File, path: &Path) -> bool {
 fn is_at(_file: &File, path: &Path) -> bool {
     path.exists()
 }
+
+#[cfg(test)]
+#[path = "journal_tests.rs"]
+mod tests;

@@ -56,7 +56,7 @@ pub enum LocateError {
     #[error("profiling directory {} does not exist; give an existing one with --profiling-dir", .0.display())]
     NoDirectory(PathBuf),
     /// No file of this kind for the names.
-    #[error("no {file} for {wanted} in {root}, which holds {held}; {cure}")]
+    #[error("no {file} for {wanted} in {root} (found there: {held}); {cure}")]
     NotFound {
         /// File name, `mlp.csv`.
         file: &'static str,

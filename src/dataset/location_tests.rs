@@ -45,13 +45,13 @@ fn an_absent_profile_is_named_with_what_there_is_instead() {
     let error = root.find(ProfileKind::Mlp, &["h100", "hopper"], &["org/m"]).unwrap_err();
     assert_eq!(
         error.to_string().replace(&dir.path().display().to_string(), "ROOT"),
-        "no mlp.csv for org/m on h100 in ROOT, which holds a100 (org/b), a30 (org/m); measure it \
+        "no mlp.csv for org/m on h100 in ROOT (found there: a100 (org/b), a30 (org/m)); measure it \
          with `vidur profile mlp --models org/m`, or point --profiling-dir at a folder that has it"
     );
     let error = root.find(ProfileKind::AllReduce, &["pair"], &[]).unwrap_err();
     assert_eq!(
         error.to_string().replace(&dir.path().display().to_string(), "ROOT"),
-        "no all_reduce.csv for network device pair in ROOT, which holds none at all; measure it \
+        "no all_reduce.csv for network device pair in ROOT (found there: none at all); measure it \
          with `vidur profile collectives`, or point --profiling-dir at a folder that has it"
     );
 }
@@ -93,7 +93,7 @@ fn the_built_in_set_answers_like_a_folder() {
     assert!(
         error
             .to_string()
-            .starts_with("no mlp.csv for m on no-such-sku in the built-in profiles, which holds ")
+            .starts_with("no mlp.csv for m on no-such-sku in the built-in profiles (found there: ")
     );
 }
 

@@ -106,8 +106,16 @@ pub struct Run {
     pub finished: String,
     /// Rows that it added.
     pub rows: usize,
+    /// Times that it was to measure each shape; a budget may have ended the later rounds early.
+    #[serde(default = "one_round")]
+    pub rounds: u32,
     /// Shapes that it had no time for.
     pub skipped: usize,
+}
+
+/// Manifests that do not tell are older than rounds.
+fn one_round() -> u32 {
+    1
 }
 
 /// See the module.

@@ -2,7 +2,7 @@
 
 use crate::cost::StepCost;
 use crate::ids::{ReplicaId, RequestId, StageId};
-use crate::sim::{Batch, KvBlocks, Observer, Request};
+use crate::sim::{Batch, KvBlocks, Observer, Repeat, Request};
 use crate::units::{SimDuration, SimTime};
 
 /// The life of one request.
@@ -107,10 +107,26 @@ impl Recorder {
     }
 
     fn gap(&mut self, gap: SimDuration) {
-        match self.token_gaps.last_mut() {
-            Some((ns, count)) if *ns == gap.as_ns() && *count < u32::MAX => *count += 1,
-            _ => self.token_gaps.push((gap.as_ns(), 1)),
+        self.gaps(gap, 1);
+    }
+
+    /// `tokens` tokens appeared `gap` after the ones before them.
+    fn gaps(&mut self, gap: SimDuration, tokens: u32) {
+        if let Some((ns, count)) = self.token_gaps.last_mut()
+            && *ns == gap.as_ns()
+            && let Some(sum) = count.checked_add(tokens)
+        {
+            *count = sum;
+            return;
         }
+        self.token_gaps.push((gap.as_ns(), tokens));
+    }
+
+    fn kv_changed(&mut self, now: SimTime, replica: ReplicaId, blocks: u32) {
+        let (used, since) = &mut self.kv_now[replica.index()];
+        self.kv_area += u128::from(*used) * u128::from(now.since(*since).as_ns());
+        (*used, *since) = (blocks, now);
+        self.kv_peak = self.kv_peak.max(blocks);
     }
 }
 
@@ -196,6 +212,47 @@ impl Observer for Recorder {
         }
     }
 
+    fn takes_repeats(&self) -> bool {
+        !self.keep_spans
+    }
+
+    fn repeated(&mut self, replica: ReplicaId, batch: &Batch, _: &[Request], repeats: &[Repeat]) {
+        let Some((first, rest)) = repeats.split_first() else { return };
+        let Some(under_way) = self.under_way.iter_mut().find(|u| u.0 == batch.id) else { return };
+        // What ended: the step that was under way, and all repeats but the last.
+        let (mut execution, mut host) = (under_way.1, under_way.2);
+        for repeat in &repeats[..repeats.len() - 1] {
+            execution += repeat.cost.duration;
+            host += repeat.cost.host;
+        }
+        let last = &repeats[repeats.len() - 1];
+        (under_way.1, under_way.2) = (last.cost.duration, last.cost.host);
+        for entry in &batch.entries {
+            let record = &mut self.requests[entry.request.index()];
+            record.execution += execution;
+            record.host += host;
+            let since = std::mem::replace(&mut record.last_token_at, last.at);
+            self.gap(first.at.since(since));
+        }
+        let n = batch.len() as u32;
+        let mut before = first.at;
+        for repeat in rest {
+            self.gaps(repeat.at.since(before), n);
+            before = repeat.at;
+        }
+        let steps = repeats.len() as u64;
+        self.num_batches += steps;
+        self.batch_requests += steps * u64::from(n);
+        self.batch_tokens += steps * u64::from(n);
+        for repeat in repeats {
+            self.busy += repeat.cost.duration;
+            if repeat.cost.extrapolated {
+                self.extrapolated += repeat.cost.duration;
+            }
+            self.kv_changed(repeat.at, replica, repeat.kv_used);
+        }
+    }
+
     fn restarted(&mut self, _: SimTime, id: RequestId, _: &Request) {
         self.requests[id.index()].restarts += 1;
         self.num_restarts += 1;
@@ -206,9 +263,6 @@ impl Observer for Recorder {
     }
 
     fn settled(&mut self, now: SimTime, replica: ReplicaId, kv: &KvBlocks, _: usize) {
-        let (used, since) = &mut self.kv_now[replica.index()];
-        self.kv_area += u128::from(*used) * u128::from(now.since(*since).as_ns());
-        (*used, *since) = (kv.used(), now);
-        self.kv_peak = self.kv_peak.max(kv.used());
+        self.kv_changed(now, replica, kv.used());
     }
 }

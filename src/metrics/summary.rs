@@ -115,18 +115,25 @@ impl Distribution {
     /// The distribution, in milliseconds, of nanosecond values given with their counts. The same
     /// figures as if each value stood there `count` times.
     pub fn of_counted_ns(values: &[(u64, u32)]) -> Option<Self> {
-        let mut sorted = values.to_vec();
-        sorted.sort_unstable();
-        let count: u64 = sorted.iter().map(|v| u64::from(v.1)).sum();
+        let mut sorted: Vec<(u64, u64)> =
+            values.iter().map(|&(ns, count)| (ns, u64::from(count))).collect();
+        sorted.sort_unstable_by_key(|v| v.0);
+        // Each value once, so that sums do not depend on how the counts were split.
+        sorted.dedup_by(|next, kept| {
+            let same = next.0 == kept.0;
+            kept.1 += if same { next.1 } else { 0 };
+            same
+        });
+        let count: u64 = sorted.iter().map(|v| v.1).sum();
         let last = count.checked_sub(1)?;
         let sum: u128 = sorted.iter().map(|v| u128::from(v.0) * u128::from(v.1)).sum();
         let mean = sum as f64 / count as f64;
-        let square = |v: &(u64, u32)| (v.0 as f64 - mean).powi(2) * f64::from(v.1);
+        let square = |v: &(u64, u64)| (v.0 as f64 - mean).powi(2) * v.1 as f64;
         let variance = sorted.iter().map(square).sum::<f64>() / count as f64;
         let mut ends = Vec::with_capacity(sorted.len());
         let mut seen = 0;
         for v in &sorted {
-            seen += u64::from(v.1);
+            seen += v.1;
             ends.push(seen);
         }
         let nth = |n: u64| sorted[ends.partition_point(|&end| end <= n)].0 as f64;

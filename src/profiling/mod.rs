@@ -3,7 +3,9 @@
 //! [`compute`] turns samples into the rows of mlp.csv and attention.csv.
 
 pub mod backend;
+mod budget;
 pub mod compute;
 pub mod host;
 pub mod plan;
 pub mod runner;
+mod session;

@@ -1,8 +1,13 @@
 //! Measures the shapes of a plan, one after the other, so that whatever happens no row is lost.
+//!
+//! Machines drift within minutes, so one moment is a bad sample: once every shape has a row, the
+//! rest of the budget goes into further rounds, and a row's figures are those of all samples that
+//! this process took. Rows of earlier processes count as measured and stay as they are: their
+//! samples have gone with the process.
 
-use super::backend::{Backend, BackendError, Effort, Peaks, Purpose, Shape, Shard};
+use super::backend::{Backend, Effort, Peaks, Shape, Shard};
 use super::compute;
-use super::plan;
+use super::session::Session;
 use crate::dataset::journal::{Journal, JournalError};
 use crate::dataset::manifest::{FailedShape, Fingerprint, Manifest, Run, noise, sha256_hex};
 use crate::dataset::write::{ProfileFiles, RowKey, Table, TableKind, WriteError, write_atomically};
@@ -22,8 +27,10 @@ pub struct Job {
     pub degrees: Vec<u32>,
     /// Shapes, the most useful first.
     pub shapes: Vec<Shape>,
-    /// How long to measure each.
+    /// How long to measure each, all rounds together.
     pub effort: Effort,
+    /// Times that each shape is measured, at least 1; the budget may end the later ones early.
+    pub rounds: u32,
     /// Stop when this much time is spent; `None` is never.
     pub budget: Option<Duration>,
     /// Measure every shape anew.
@@ -38,6 +45,13 @@ pub struct Job {
     pub command: String,
     /// Operating system, for the manifest.
     pub host_os: String,
+}
+
+impl Job {
+    /// How long to measure a shape in one round.
+    pub fn effort_per_round(&self) -> Effort {
+        self.effort.over(self.rounds)
+    }
 }
 
 /// Why a run gave no profile.
@@ -68,7 +82,7 @@ pub trait Observer {
     fn begin(&mut self, _pending: usize, _done: usize) {}
     /// A shard is being laid out.
     fn preparing(&mut self, _tensor_parallel: u32) {}
-    /// A shape is finished or left out.
+    /// A shape is measured once more, has failed or is left out.
     fn progress(&mut self, _progress: &Progress) {}
 }
 
@@ -84,11 +98,13 @@ pub struct Progress {
     pub shape: Shape,
     /// What became of it.
     pub fate: Fate,
-    /// Shapes finished or left out so far.
+    /// Round that it was measured in, from 1.
+    pub round: u32,
+    /// Measurements made or left out so far, every round of every shape counted.
     pub position: usize,
-    /// Shapes in all.
+    /// Measurements in all: shapes times rounds.
     pub total: usize,
-    /// Time that the rest will take, within the budget.
+    /// Time that the rest of this degree will take in all rounds, within the budget.
     pub left: Duration,
 }
 
@@ -97,7 +113,7 @@ pub struct Progress {
 pub enum Fate {
     /// Measured; its row is on disk.
     Measured,
-    /// It could not be measured.
+    /// It could not be measured. The row of an earlier round stays, and there is no further round.
     Failed(String),
     /// Its estimated cost does not fit into the budget.
     Skipped,
@@ -112,9 +128,9 @@ pub struct Outcome {
     pub measured: usize,
     /// Shapes of the plan whose rows the finished profile held already.
     pub already: usize,
-    /// Shapes that could not be measured.
+    /// Shapes that could not be measured in the first round.
     pub failed: Vec<FailedShape>,
-    /// Shapes that the budget left out.
+    /// Shapes that the budget left without a row.
     pub skipped: usize,
 }
 
@@ -173,25 +189,14 @@ pub fn run(
         return Ok(Outcome { table: finished.table, measured: 0, already, failed, skipped });
     }
     observer.begin(total, already + journal.rows().len());
-    let mut session = Session {
-        job,
-        backend,
-        peaks,
-        clock,
-        observer,
-        journal,
-        budget: Budget::new(job.budget.map(|budget| clock() + budget)),
-        position: 0,
-        total,
-        failed: Vec::new(),
-        skipped: 0,
-    };
+    let total = total * job.rounds.max(1) as usize;
+    let mut session = Session::new(job, backend, peaks, clock, observer, journal, total);
     for (i, (shard, shapes)) in pending.iter().enumerate() {
         // Each degree gets an even share of what is left.
         let degrees_left = (pending.len() - i) as u32;
         session.measure_shard(shard, shapes, degrees_left)?;
     }
-    let Session { journal, failed, skipped, .. } = session;
+    let (journal, failed, skipped) = session.into_parts();
     finish(job, backend, fingerprint, finished, Work { journal, failed, skipped, started, already })
 }
 
@@ -241,154 +246,6 @@ impl Finished {
     }
 }
 
-/// When to stop, and how estimates compare with what shapes really took.
-struct Budget {
-    end: Option<Duration>,
-    /// Estimates of the shapes measured so far, in seconds, and what they took. They start at a
-    /// second each: the first few cheap shapes say little about the dear ones.
-    estimated_s: f64,
-    actual_s: f64,
-}
-
-impl Budget {
-    fn new(end: Option<Duration>) -> Budget {
-        Budget { end, estimated_s: 1.0, actual_s: 1.0 }
-    }
-
-    fn corrected(&self, estimate: Duration) -> Duration {
-        let seconds = estimate.as_secs_f64() * self.actual_s / self.estimated_s;
-        Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
-    }
-
-    fn learn(&mut self, estimate: Duration, actual: Duration) {
-        self.estimated_s += estimate.as_secs_f64();
-        self.actual_s += actual.as_secs_f64();
-    }
-}
-
-struct Session<'a> {
-    job: &'a Job,
-    backend: &'a mut dyn Backend,
-    peaks: Peaks,
-    clock: &'a dyn Fn() -> Duration,
-    observer: &'a mut dyn Observer,
-    journal: Journal,
-    budget: Budget,
-    position: usize,
-    total: usize,
-    failed: Vec<FailedShape>,
-    skipped: usize,
-}
-
-impl Session<'_> {
-    fn measure_shard(
-        &mut self,
-        shard: &Shard,
-        shapes: &[Shape],
-        degrees_left: u32,
-    ) -> Result<(), RunError> {
-        let Some(&first) = shapes.first() else {
-            return Ok(());
-        };
-        let now = (self.clock)();
-        let end = self.budget.end.map(|end| now + end.saturating_sub(now) / degrees_left.max(1));
-        let time_left = |now: Duration| end.map_or(Duration::MAX, |end| end.saturating_sub(now));
-        // One shape at least, however small the budget: an empty profile helps nobody.
-        let mut must = self.position == 0;
-        if (must || !time_left(now).is_zero()) && !self.prepare(shard, shapes)? {
-            return Ok(());
-        }
-        let estimate = |&shape: &Shape| plan::estimate(shard, shape, self.peaks, self.job.effort);
-        let mut waiting: Vec<(Shape, Duration)> =
-            shapes.iter().map(|shape| (*shape, estimate(shape))).collect();
-        // With a tiny budget the cheapest shape is the one to measure.
-        let cheapest = waiting.iter().min_by_key(|w| w.1).map_or(first, |w| w.0);
-        // Shapes that do not fit wait for another round: estimates get better as more is measured.
-        loop {
-            let before = waiting.len();
-            let round = std::mem::take(&mut waiting);
-            for (i, &(shape, estimate)) in round.iter().enumerate() {
-                let begin = (self.clock)();
-                let fits = self.budget.corrected(estimate) <= time_left(begin);
-                let is_due = fits || (must && shape == cheapest);
-                if !is_due {
-                    waiting.push((shape, estimate));
-                    continue;
-                }
-                let fate = self.measure_shape(shard, shape)?;
-                let now = (self.clock)();
-                self.budget.learn(estimate, now.saturating_sub(begin));
-                must &= fate != Fate::Measured;
-                let rest = round[i + 1..].iter().chain(&waiting);
-                let rest = rest.fold(Duration::ZERO, |sum, w| sum.saturating_add(w.1));
-                let left = self.budget.corrected(rest).min(time_left(now));
-                self.tell(shard, shape, fate, left);
-            }
-            if waiting.len() == before || waiting.is_empty() {
-                break;
-            }
-        }
-        for (shape, _) in waiting {
-            self.skipped += 1;
-            self.tell(shard, shape, Fate::Skipped, Duration::ZERO);
-        }
-        Ok(())
-    }
-
-    /// Lays out the shard; if that fails, none of its shapes can be measured, and it is `false`.
-    fn prepare(&mut self, shard: &Shard, shapes: &[Shape]) -> Result<bool, RunError> {
-        self.observer.preparing(shard.tensor_parallel);
-        let purpose = match self.job.kind {
-            TableKind::Mlp => Purpose::Mlp,
-            TableKind::Attention => Purpose::Attention,
-        };
-        match self.backend.prepare(shard, purpose) {
-            Ok(()) => Ok(true),
-            Err(BackendError::Lost(reason)) => Err(self.lost(reason)),
-            Err(BackendError::Shape(reason)) => {
-                for &shape in shapes {
-                    self.failed_shape(shard, shape, &reason);
-                    self.tell(shard, shape, Fate::Failed(reason.clone()), Duration::ZERO);
-                }
-                Ok(false)
-            }
-        }
-    }
-
-    fn measure_shape(&mut self, shard: &Shard, shape: Shape) -> Result<Fate, RunError> {
-        let samples = match self.backend.measure(shape, self.job.effort) {
-            Ok(samples) => samples,
-            Err(BackendError::Lost(reason)) => return Err(self.lost(reason)),
-            Err(BackendError::Shape(reason)) => {
-                self.failed_shape(shard, shape, &reason);
-                return Ok(Fate::Failed(reason));
-            }
-        };
-        let row = compute::row(shard, shape, &samples, self.job.max_model_len);
-        self.journal.append(row)?;
-        Ok(Fate::Measured)
-    }
-
-    fn failed_shape(&mut self, shard: &Shard, shape: Shape, reason: &str) {
-        self.failed.push(FailedShape {
-            tensor_parallel: shard.tensor_parallel,
-            shape: shape.to_string(),
-            reason: reason.to_owned(),
-        });
-    }
-
-    fn lost(&self, reason: String) -> RunError {
-        RunError::Lost { reason, rows: self.journal.rows().len() }
-    }
-
-    fn tell(&mut self, shard: &Shard, shape: Shape, fate: Fate, left: Duration) {
-        self.position += 1;
-        let (position, total) = (self.position, self.total);
-        let tensor_parallel = shard.tensor_parallel;
-        self.observer.progress(&Progress { tensor_parallel, shape, fate, position, total, left });
-    }
-}
-
 /// What a run has to show.
 struct Work {
     journal: Journal,
@@ -429,6 +286,7 @@ fn finish(
         started: date(started),
         finished: date(SystemTime::now()),
         rows: measured,
+        rounds: job.rounds.max(1),
         skipped,
     });
     let manifest = Manifest {
@@ -456,6 +314,9 @@ fn finish(
     Ok(Outcome { table, measured, already, failed, skipped })
 }
 
+#[cfg(test)]
+#[path = "rounds_tests.rs"]
+mod rounds_tests;
 #[cfg(test)]
 #[path = "runner_testing.rs"]
 pub(crate) mod testing;

@@ -1,14 +1,16 @@
-//! The runner against the scripted backend: kills, budgets, failures, locks.
+//! The runner against the scripted backend: kills, budgets, failures, locks. One round, but for the
+//! kills; see `rounds_tests` for more.
 
 use super::super::backend::scripted::ScriptedBackend;
 use super::super::plan::{Grid, Limits, attention_shapes, mlp_shapes};
 use super::testing::model;
 use super::*;
+use std::collections::BTreeSet;
 use std::path::Path;
 
 const LIMITS: Limits = Limits { max_tokens: 64, max_batch_size: 4, max_context: 128 };
 
-fn job(root: &Path, kind: TableKind) -> Job {
+pub(super) fn job(root: &Path, kind: TableKind) -> Job {
     Job {
         kind,
         model: model(),
@@ -18,6 +20,7 @@ fn job(root: &Path, kind: TableKind) -> Job {
             TableKind::Attention => attention_shapes(Grid::Log, LIMITS),
         },
         effort: Effort::default(),
+        rounds: 1,
         budget: None,
         force: false,
         sku: "test-sku".into(),
@@ -28,13 +31,13 @@ fn job(root: &Path, kind: TableKind) -> Job {
     }
 }
 
-fn run_with(job: &Job, backend: &mut ScriptedBackend) -> Result<Outcome, RunError> {
+pub(super) fn run_with(job: &Job, backend: &mut ScriptedBackend) -> Result<Outcome, RunError> {
     let clock = backend.clock();
     let peaks = backend.peaks().unwrap();
     run(job, backend, peaks, &clock, &mut ())
 }
 
-fn run_plainly(job: &Job) -> Outcome {
+pub(super) fn run_plainly(job: &Job) -> Outcome {
     run_with(job, &mut ScriptedBackend::default()).unwrap()
 }
 
@@ -42,9 +45,10 @@ fn run_plainly(job: &Job) -> Outcome {
 fn whole_journal(job: &Job) -> Vec<u8> {
     let total = job.shapes.len() * job.degrees.len();
     let mut backend = ScriptedBackend::default();
-    backend.lost_after = Some(total - 1);
+    backend.lost_after = Some(total * job.rounds as usize - 1);
     let error = run_with(job, &mut backend).unwrap_err();
-    assert!(matches!(error, RunError::Lost { rows, .. } if rows == total - 1), "{error}");
+    let kept = if job.rounds == 1 { total - 1 } else { total };
+    assert!(matches!(error, RunError::Lost { rows, .. } if rows == kept), "{error}");
     fs::read(job.files.partial()).unwrap()
 }
 
@@ -60,6 +64,7 @@ fn a_finished_run_leaves_csv_and_manifest_and_nothing_else() {
         assert_eq!(manifest.sha256, sha256_hex(&csv));
         assert_eq!(manifest.rows, outcome.table.len());
         assert_eq!(manifest.runs.len(), 1);
+        assert_eq!(manifest.runs[0].rounds, 1);
         assert!(manifest.noise.values().all(|n| *n > 0.0 && *n < 0.02), "{:?}", manifest.noise);
         assert_eq!(fs::read_dir(job.files.directory()).unwrap().count(), 2);
         assert_eq!(Table::read(kind, &job.files.csv()).unwrap().unwrap(), outcome.table);
@@ -68,28 +73,36 @@ fn a_finished_run_leaves_csv_and_manifest_and_nothing_else() {
 
 #[test]
 fn a_kill_at_any_byte_loses_no_finished_row_and_invents_none() {
-    let reference = tempfile::tempdir().unwrap();
-    let mut plain = job(reference.path(), TableKind::Attention);
-    plain.shapes.truncate(3);
-    run_plainly(&plain);
-    let expected = fs::read(plain.files.csv()).unwrap();
+    // Two rounds of one sample: the figures of the pool are then those of each round, to the bit.
+    for (rounds, repeats) in [(1, 5), (2, 1)] {
+        let reference = tempfile::tempdir().unwrap();
+        let mut plain = job(reference.path(), TableKind::Attention);
+        plain.shapes.truncate(3);
+        plain.effort.repeats = repeats;
+        run_plainly(&plain);
+        let expected = fs::read(plain.files.csv()).unwrap();
 
-    let root = tempfile::tempdir().unwrap();
-    let mut job = job(root.path(), TableKind::Attention);
-    job.shapes.truncate(3);
-    let journal = whole_journal(&job);
-    let total = job.shapes.len() * job.degrees.len();
-    for cut in 0..=journal.len() {
-        fs::write(job.files.partial(), &journal[..cut]).unwrap();
-        let lines = journal[..cut].iter().filter(|&&b| b == b'\n').count();
-        let kept = lines.saturating_sub(2);
-        let mut backend = ScriptedBackend::default();
-        let outcome = run_with(&job, &mut backend).unwrap();
-        assert_eq!(backend.measured.len(), total - kept, "cut at byte {cut}");
-        assert_eq!(outcome.measured, total, "cut at byte {cut}");
-        assert_eq!(fs::read(job.files.csv()).unwrap(), expected, "cut at byte {cut}");
-        fs::remove_file(job.files.csv()).unwrap();
-        fs::remove_file(job.files.manifest()).unwrap();
+        let root = tempfile::tempdir().unwrap();
+        let mut job = Job { rounds, ..job(root.path(), TableKind::Attention) };
+        job.shapes.truncate(3);
+        job.effort.repeats = repeats;
+        let journal = whole_journal(&job);
+        let total = job.shapes.len() * job.degrees.len();
+        for cut in 0..=journal.len() {
+            fs::write(job.files.partial(), &journal[..cut]).unwrap();
+            let whole = journal[..cut].iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1);
+            let lines = std::str::from_utf8(&journal[..whole]).unwrap().lines().skip(2);
+            let kept = lines.collect::<BTreeSet<&str>>().len();
+            let mut backend = ScriptedBackend::default();
+            let outcome = run_with(&job, &mut backend).unwrap();
+            let anew = (total - kept) * rounds as usize;
+            assert_eq!(backend.measured.len(), anew, "cut at byte {cut}, {rounds} rounds");
+            assert_eq!(outcome.measured, total, "cut at byte {cut}, {rounds} rounds");
+            let csv = fs::read(job.files.csv()).unwrap();
+            assert_eq!(csv, expected, "cut at byte {cut}, {rounds} rounds");
+            fs::remove_file(job.files.csv()).unwrap();
+            fs::remove_file(job.files.manifest()).unwrap();
+        }
     }
 }
 
@@ -165,16 +178,17 @@ fn a_budget_of_nothing_still_measures_one_shape() {
 #[test]
 fn every_degree_gets_its_share_of_the_budget() {
     let root = tempfile::tempdir().unwrap();
-    let mut job = job(root.path(), TableKind::Mlp);
-    job.degrees = vec![1, 2, 4];
-    job.budget = Some(Duration::from_secs(1));
     let mut backend = ScriptedBackend::default();
     backend.takes = Duration::from_millis(100);
+    let mut job = job(root.path(), TableKind::Mlp);
+    // What the device takes for a shape is what the plan expects.
+    job.effort.min_time = backend.takes;
+    job.degrees = vec![1, 2, 4];
+    job.budget = Some(10 * backend.takes + backend.takes / 2);
     run_with(&job, &mut backend).unwrap();
-    for degree in job.degrees {
-        let share = backend.measured.iter().filter(|m| m.0 == degree).count();
-        assert!((2..=5).contains(&share), "tensor parallel {degree}: {share}");
-    }
+    let shares = job.degrees.iter().map(|&d| backend.measured.iter().filter(|m| m.0 == d).count());
+    // A third of ten, half of the seven left, all of the four left; none of it is wasted.
+    assert_eq!(shares.collect::<Vec<usize>>(), [3, 3, 4]);
 }
 
 #[test]

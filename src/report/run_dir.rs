@@ -11,6 +11,19 @@ use std::path::{Path, PathBuf};
 pub struct RunDir {
     target: PathBuf,
     temporary: tempfile::TempDir,
+    /// Removed again if the run is given up and nothing else is in it.
+    new_parent: Option<NewFolder>,
+}
+
+/// A folder that was made for a run. Goes away with it while it is empty.
+#[derive(Debug)]
+struct NewFolder(PathBuf);
+
+impl Drop for NewFolder {
+    fn drop(&mut self) {
+        // Fails where a run is in it, which is as it should be.
+        let _ = fs::remove_dir(&self.0);
+    }
 }
 
 /// Why a folder cannot be written. One line with path and cure.
@@ -55,13 +68,14 @@ impl RunDir {
             Some(p) if !p.as_os_str().is_empty() => p,
             _ => Path::new("."),
         };
+        let new_parent = (!parent.exists()).then(|| NewFolder(parent.into()));
         fs::create_dir_all(parent).map_err(failed)?;
         let temporary = tempfile::Builder::new()
             .prefix(".unfinished-")
             .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))
             .tempdir_in(parent)
             .map_err(failed)?;
-        Ok(RunDir { target: target.into(), temporary })
+        Ok(RunDir { target: target.into(), temporary, new_parent })
     }
 
     /// Writes one file of the run.
@@ -94,6 +108,7 @@ impl RunDir {
         match fs::rename(self.temporary.path(), &self.target) {
             Ok(()) => {
                 let _ = self.temporary.keep();
+                drop(self.new_parent);
                 Ok(self.target)
             }
             Err(e) => match e.kind() {
@@ -118,7 +133,7 @@ mod tests {
         run.write("x.txt", |out| out.write_all(b"x")).unwrap();
         assert!(!target.exists());
         drop(run);
-        assert_eq!(fs::read_dir(dir.path().join("a")).unwrap().count(), 0);
+        assert!(!dir.path().join("a").exists(), "a folder was left behind");
 
         let run = RunDir::create(&target).unwrap();
         run.write("x.txt", |out| out.write_all(b"x")).unwrap();

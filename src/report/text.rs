@@ -65,6 +65,25 @@ pub fn table(summary: &Summary) -> String {
     out
 }
 
+/// `text` in lines of at most 79 columns, broken between words.
+pub fn wrap(text: &str) -> String {
+    let mut out = String::new();
+    let mut width = 0;
+    for word in text.split(' ') {
+        let length = word.chars().count();
+        if width > 0 && width + 1 + length > 79 {
+            out.push('\n');
+            width = 0;
+        } else if width > 0 {
+            out.push(' ');
+            width += 1;
+        }
+        out.push_str(word);
+        width += length;
+    }
+    out
+}
+
 fn figures(d: &Distribution) -> [f64; 5] {
     [d.mean, d.p50, d.p90, d.p95, d.p99]
 }

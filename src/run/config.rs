@@ -115,7 +115,7 @@ impl Default for RunConfig {
             predictor: PredictorConfig::default(),
             workload: WorkloadConfig::Synthetic(SyntheticConfig {
                 num_requests: 500,
-                arrivals: ArrivalConfig::Poisson { requests_per_s: 0.3, cap_gaps: false },
+                arrivals: ArrivalConfig::Poisson { requests_per_s: 0.1, cap_gaps: false },
                 lengths: LengthConfig::Uniform {
                     prefill_tokens: TokenRange { min: 32, max: 512 },
                     decode_tokens: TokenRange { min: 16, max: 128 },

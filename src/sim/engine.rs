@@ -1,14 +1,16 @@
 //! The event loop.
 
+use super::arrivals::Arrivals;
 use super::batch::Batch;
 use super::kv_blocks::KvBlocks;
-use super::observer::Observer;
+use super::observer::{Observer, Repeat};
 use super::request::Request;
 use super::router::{Load, Router, RouterConfig};
 use super::scheduler::{self, Defects, Scheduler, SchedulerConfig};
+use super::stretch;
 use crate::cost::CostModel;
 use crate::ids::{ReplicaId, RequestId, StageId};
-use crate::units::{SimDuration, SimTime};
+use crate::units::SimTime;
 use crate::workload::Workload;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -165,11 +167,10 @@ type StageEnd = Reverse<(SimTime, u64, ReplicaId, StageId)>;
 
 struct Engine<'a, O> {
     cost: &'a dyn CostModel,
-    workload: &'a Workload,
+    arrivals: Arrivals<'a>,
     observer: &'a mut O,
     now: SimTime,
     requests: Vec<Request>,
-    next_arrival: usize,
     router: Box<dyn Router>,
     replicas: Vec<ReplicaState>,
     ends: BinaryHeap<StageEnd>,
@@ -179,6 +180,13 @@ struct Engine<'a, O> {
     free_slots: Vec<Slot>,
     dirty: Vec<ReplicaId>,
     restarted: Vec<RequestId>,
+    /// End of the step that was just started on a replica's only stage.
+    only_end: Option<SimTime>,
+    /// Whether batches that repeat are run in one go.
+    stretches: bool,
+    repeats: Vec<Repeat>,
+    /// A request lost its cache when the last batch was formed.
+    disturbed: bool,
 }
 
 impl<'a, O: Observer> Engine<'a, O> {
@@ -189,6 +197,7 @@ impl<'a, O: Observer> Engine<'a, O> {
         observer: &'a mut O,
     ) -> Self {
         let stages = cost.num_stages();
+        let takes_repeats = observer.takes_repeats();
         let replica = || ReplicaState {
             scheduler: config.scheduler.build(stages, config.defects),
             kv: KvBlocks::new(config.kv_blocks, config.block_size, config.watermark_blocks),
@@ -199,11 +208,10 @@ impl<'a, O: Observer> Engine<'a, O> {
         };
         Engine {
             cost,
-            workload,
+            arrivals: Arrivals::of(workload),
             observer,
             now: SimTime::ZERO,
             requests: Vec::with_capacity(workload.requests.len()),
-            next_arrival: 0,
             router: config.router.build(config.num_replicas, config.seed),
             replicas: (0..config.num_replicas).map(|_| replica()).collect(),
             ends: BinaryHeap::new(),
@@ -213,6 +221,12 @@ impl<'a, O: Observer> Engine<'a, O> {
             free_slots: Vec::new(),
             dirty: Vec::new(),
             restarted: Vec::new(),
+            only_end: None,
+            // Among several replicas, a client that is done with one may send to another at a time
+            // that nobody knows beforehand.
+            stretches: takes_repeats && (workload.clients.is_none() || config.num_replicas == 1),
+            repeats: Vec::new(),
+            disturbed: false,
         }
     }
 
@@ -226,13 +240,8 @@ impl<'a, O: Observer> Engine<'a, O> {
                 self.ends.pop();
                 self.end_stage(replica, stage);
             }
-            while let Some(spec) = self.workload.requests.get(self.next_arrival) {
-                if spec.arrived_at > now {
-                    break;
-                }
-                let request =
-                    Request::new(spec.arrived_at, spec.prefill_tokens, spec.decode_tokens);
-                self.arrive(request);
+            while let Some(spec) = self.arrivals.take(now) {
+                self.arrive(Request::new(spec.arrived_at, spec.prefill_tokens, spec.decode_tokens));
             }
             self.dirty.sort_unstable();
             for i in 0..self.dirty.len() {
@@ -244,7 +253,7 @@ impl<'a, O: Observer> Engine<'a, O> {
 
     /// When something happens next.
     fn next_instant(&self) -> Option<SimTime> {
-        let arrival = self.workload.requests.get(self.next_arrival).map(|r| r.arrived_at);
+        let arrival = self.arrivals.peek();
         let end = self.ends.peek().map(|Reverse((time, ..))| *time);
         match (arrival, end) {
             (Some(a), Some(e)) => Some(a.min(e)),
@@ -253,8 +262,7 @@ impl<'a, O: Observer> Engine<'a, O> {
     }
 
     fn arrive(&mut self, request: Request) {
-        let id = RequestId(self.next_arrival as u32);
-        self.next_arrival += 1;
+        let id = RequestId(self.requests.len() as u32);
         let replica = self.router.route();
         self.observer.arrived(self.now, id, &request, replica);
         self.requests.push(request);
@@ -290,6 +298,10 @@ impl<'a, O: Observer> Engine<'a, O> {
         self.report_load(replica);
         let state = &self.replicas[replica.index()];
         self.observer.settled(self.now, replica, &state.kv, state.scheduler.num_waiting());
+        if let Some(end) = self.only_end.take() {
+            let end = self.stretch(replica, end);
+            self.push_end(end, replica, StageId(0));
+        }
     }
 
     fn form_batch(&mut self, replica: ReplicaId) -> bool {
@@ -310,6 +322,8 @@ impl<'a, O: Observer> Engine<'a, O> {
             },
             batch,
         );
+        // Whoever lost its cache just now may have been refused while others still held theirs.
+        self.disturbed = !self.restarted.is_empty();
         for id in self.restarted.drain(..) {
             self.observer.restarted(self.now, id, &self.requests[id.index()]);
         }
@@ -335,13 +349,51 @@ impl<'a, O: Observer> Engine<'a, O> {
         let Some(slot) = state.queue.pop_front() else { return };
         state.running = Some(slot);
         let batch = &self.batches[slot];
-        let mut cost = self.cost.stage_cost(stage, &batch.shape);
-        let (fraction, full) = state.fraction.overflowing_add(cost.fraction);
-        state.fraction = fraction;
-        cost.duration += SimDuration::from_ns(u64::from(full));
+        let cost = stretch::carry(&mut state.fraction, self.cost.stage_cost(stage, &batch.shape));
         self.observer.stage_started(self.now, replica, stage, batch, cost);
-        self.ends.push(Reverse((self.now + cost.duration, self.num_starts, replica, stage)));
+        let end = self.now + cost.duration;
+        // The only stage's end is known when it is clear how often its batch repeats.
+        match self.replicas[replica.index()].stages.len() {
+            1 => self.only_end = Some(end),
+            _ => self.push_end(end, replica, stage),
+        }
+    }
+
+    fn push_end(&mut self, end: SimTime, replica: ReplicaId, stage: StageId) {
+        self.ends.push(Reverse((end, self.num_starts, replica, stage)));
         self.num_starts += 1;
+    }
+
+    /// Lets the batch that `replica` has just started on its only stage, and that ends at `end`,
+    /// repeat while nothing can change it. Gives the time at which its last repeat ends.
+    fn stretch(&mut self, replica: ReplicaId, end: SimTime) -> SimTime {
+        let state = &mut self.replicas[replica.index()];
+        let Some(slot) = state.stages[0].running else { return end };
+        let batch = &mut self.batches[slot];
+        if !self.stretches
+            || self.disturbed
+            || !batch.shape.prefills.is_empty()
+            || !state.scheduler.repeats()
+        {
+            return end;
+        }
+        let end = stretch::run(
+            batch,
+            &mut self.requests,
+            &mut state.kv,
+            self.cost,
+            &mut state.stages[0].fraction,
+            end,
+            self.arrivals.peek().unwrap_or(SimTime::NEVER),
+            &mut self.repeats,
+        );
+        if !self.repeats.is_empty() {
+            self.num_batches += self.repeats.len() as u64;
+            self.observer.repeated(replica, batch, &self.requests, &self.repeats);
+            self.repeats.clear();
+            self.report_load(replica);
+        }
+        end
     }
 
     fn end_stage(&mut self, replica: ReplicaId, stage: StageId) {
@@ -370,6 +422,7 @@ impl<'a, O: Observer> Engine<'a, O> {
             }
             if progress.completed {
                 state.outstanding -= 1;
+                self.arrivals.completed(self.now);
                 self.observer.completed(self.now, entry.request, request);
             }
         }
@@ -388,7 +441,8 @@ impl<'a, O: Observer> Engine<'a, O> {
     }
 
     fn finish(self) -> Result<Outcome, SimError> {
-        let left = self.requests.iter().filter(|r| !r.is_complete()).count();
+        let unfinished = self.requests.iter().filter(|r| !r.is_complete()).count();
+        let left = unfinished + self.arrivals.left();
         if left > 0 {
             return Err(SimError::Stuck { left });
         }

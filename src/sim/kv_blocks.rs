@@ -72,6 +72,17 @@ impl KvBlocks {
         self.residents += 1;
     }
 
+    /// Makes room for the tokens of `request`, however many blocks that takes. Says how many.
+    ///
+    /// Precondition: that many are free.
+    pub fn grow_to_fit(&mut self, request: &mut Request) -> u32 {
+        let more = self.blocks_for(request.processed).saturating_sub(request.blocks);
+        debug_assert!(more <= self.free, "grown without room");
+        self.free -= more;
+        request.blocks += more;
+        more
+    }
+
     /// Makes room for the next token of `request`: one more block when its last one is full.
     ///
     /// Precondition: a block is free.

@@ -7,7 +7,12 @@
 //! stage that ends at that instant has ended, in the order in which the stages began; then each
 //! replica that anything happened to forms new batches, by ascending id. So a decision knows
 //! everything that happened up to and at its time.
+//!
+//! A batch of decoding requests that nothing can change (no arrival, no completion, room in the
+//! cache) is not taken apart and formed again for every token: the engine runs such a stretch in
+//! one go, step by step in time and to the same nanosecond (`stretch.rs`).
 
+mod arrivals;
 mod batch;
 mod engine;
 mod invariants;
@@ -16,12 +21,13 @@ mod observer;
 mod request;
 mod router;
 mod scheduler;
+mod stretch;
 
 pub use batch::{Batch, Entry};
 pub use engine::{Outcome, SimConfig, SimError, run};
 pub use invariants::Invariants;
 pub use kv_blocks::KvBlocks;
-pub use observer::{Observer, Silent};
+pub use observer::{Observer, Repeat, Silent};
 pub use request::{Progress, Request};
 pub use router::RouterConfig;
 pub use scheduler::{

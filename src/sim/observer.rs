@@ -8,6 +8,17 @@ use crate::cost::StepCost;
 use crate::ids::{ReplicaId, RequestId, StageId};
 use crate::units::SimTime;
 
+/// One step of a decode stretch: the batch ended and started again at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Repeat {
+    /// When the step before ended, every request of the batch got a token, and this one began.
+    pub at: SimTime,
+    /// What this step costs.
+    pub cost: StepCost,
+    /// KV blocks in use from here on.
+    pub kv_used: u32,
+}
+
 /// Receives the facts of one run. Every method does nothing by default.
 #[allow(unused_variables)]
 pub trait Observer {
@@ -34,6 +45,24 @@ pub trait Observer {
     /// An output token of `request` appeared; `request.emitted()` counts it.
     fn token(&mut self, now: SimTime, id: RequestId, request: &Request) {}
 
+    /// Whether steps of a batch that repeats unchanged may be told together, by
+    /// [`Observer::repeated`]. Otherwise each is told by the facts above; the run is the same.
+    fn takes_repeats(&self) -> bool {
+        false
+    }
+
+    /// A batch of decoding requests on the only stage of `replica` repeated: for each repeat it
+    /// ended, every request in it got a token, and it started again. `requests` shows the state
+    /// after the last repeat.
+    fn repeated(
+        &mut self,
+        replica: ReplicaId,
+        batch: &Batch,
+        requests: &[Request],
+        repeats: &[Repeat],
+    ) {
+    }
+
     /// A request lost its KV cache and waits again.
     fn restarted(&mut self, now: SimTime, id: RequestId, request: &Request) {}
 
@@ -50,7 +79,11 @@ pub trait Observer {
 /// Observes nothing.
 pub struct Silent;
 
-impl Observer for Silent {}
+impl Observer for Silent {
+    fn takes_repeats(&self) -> bool {
+        true
+    }
+}
 
 macro_rules! both {
     ($($method:ident($($arg:ident: $type:ty),*);)*) => {
@@ -63,7 +96,12 @@ macro_rules! both {
 
 /// Two observers, told one after the other.
 impl<A: Observer, B: Observer> Observer for (A, B) {
+    fn takes_repeats(&self) -> bool {
+        self.0.takes_repeats() && self.1.takes_repeats()
+    }
+
     both! {
+        repeated(replica: ReplicaId, batch: &Batch, requests: &[Request], repeats: &[Repeat]);
         arrived(now: SimTime, id: RequestId, request: &Request, replica: ReplicaId);
         batch_formed(now: SimTime, replica: ReplicaId, batch: &Batch, kv: &KvBlocks);
         stage_started(now: SimTime, replica: ReplicaId, stage: StageId, batch: &Batch, cost: StepCost);
@@ -73,61 +111,5 @@ impl<A: Observer, B: Observer> Observer for (A, B) {
         completed(now: SimTime, id: RequestId, request: &Request);
         settled(now: SimTime, replica: ReplicaId, kv: &KvBlocks, waiting: usize);
         ended(now: SimTime);
-    }
-}
-
-/// An observer or none.
-impl<A: Observer> Observer for Option<A> {
-    fn arrived(&mut self, now: SimTime, id: RequestId, request: &Request, replica: ReplicaId) {
-        if let Some(o) = self {
-            o.arrived(now, id, request, replica);
-        }
-    }
-    fn batch_formed(&mut self, now: SimTime, replica: ReplicaId, batch: &Batch, kv: &KvBlocks) {
-        if let Some(o) = self {
-            o.batch_formed(now, replica, batch, kv);
-        }
-    }
-    fn stage_started(
-        &mut self,
-        now: SimTime,
-        replica: ReplicaId,
-        stage: StageId,
-        batch: &Batch,
-        cost: StepCost,
-    ) {
-        if let Some(o) = self {
-            o.stage_started(now, replica, stage, batch, cost);
-        }
-    }
-    fn batch_ended(&mut self, now: SimTime, replica: ReplicaId, batch: &Batch) {
-        if let Some(o) = self {
-            o.batch_ended(now, replica, batch);
-        }
-    }
-    fn token(&mut self, now: SimTime, id: RequestId, request: &Request) {
-        if let Some(o) = self {
-            o.token(now, id, request);
-        }
-    }
-    fn restarted(&mut self, now: SimTime, id: RequestId, request: &Request) {
-        if let Some(o) = self {
-            o.restarted(now, id, request);
-        }
-    }
-    fn completed(&mut self, now: SimTime, id: RequestId, request: &Request) {
-        if let Some(o) = self {
-            o.completed(now, id, request);
-        }
-    }
-    fn settled(&mut self, now: SimTime, replica: ReplicaId, kv: &KvBlocks, waiting: usize) {
-        if let Some(o) = self {
-            o.settled(now, replica, kv, waiting);
-        }
-    }
-    fn ended(&mut self, now: SimTime) {
-        if let Some(o) = self {
-            o.ended(now);
-        }
     }
 }

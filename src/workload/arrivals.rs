@@ -1,9 +1,9 @@
 //! When requests arrive.
 
-use super::WorkloadError;
 use super::trace::{Empty, TraceConfig, TraceFormat, read_trace};
+use super::{Clients, WorkloadError};
 use crate::rng::Rng;
-use crate::units::SimTime;
+use crate::units::{SimDuration, SimTime};
 use rand_distr::{Distribution, Exp, Gamma};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -36,6 +36,15 @@ pub enum ArrivalConfig {
     },
     /// Everything at time zero: Vidur's `static`.
     AllAtOnce {},
+    /// Clients that send their next request when the last one is done, as benchmark tools do
+    /// (`vllm bench serve --max-concurrency`).
+    ClosedLoop {
+        /// Clients, so requests under way at most.
+        concurrency: u32,
+        /// Seconds between a completion and the next request of the same client.
+        #[serde(default)]
+        think_time_s: f64,
+    },
     /// The times of the first requests in a trace file, which must have as many as are asked for.
     Trace {
         /// The file, of any format that has times.
@@ -60,7 +69,7 @@ impl ArrivalConfig {
             | ArrivalConfig::Gamma { requests_per_s, .. }
             | ArrivalConfig::FixedRate { requests_per_s } => Some(requests_per_s),
             ArrivalConfig::Trace { requests_per_s, .. } => requests_per_s,
-            ArrivalConfig::AllAtOnce {} => None,
+            ArrivalConfig::AllAtOnce {} | ArrivalConfig::ClosedLoop { .. } => None,
         }
     }
 
@@ -70,8 +79,26 @@ impl ArrivalConfig {
             ArrivalConfig::Gamma { .. } => "gamma",
             ArrivalConfig::FixedRate { .. } => "fixed_rate",
             ArrivalConfig::AllAtOnce {} => "all_at_once",
+            ArrivalConfig::ClosedLoop { .. } => "closed_loop",
             ArrivalConfig::Trace { .. } => "trace",
         }
+    }
+
+    /// The clients of a closed loop.
+    ///
+    /// # Errors
+    /// When there is none of them, or the think time is no time.
+    pub(super) fn clients(&self) -> Result<Option<Clients>, WorkloadError> {
+        let ArrivalConfig::ClosedLoop { concurrency, think_time_s } = *self else {
+            return Ok(None);
+        };
+        if concurrency == 0 {
+            return Err(self.invalid("concurrency", "0; expected at least 1".into()));
+        }
+        let think_time = SimDuration::from_seconds(think_time_s).ok_or_else(|| {
+            self.invalid("think_time_s", format!("{think_time_s}; expected 0 or more seconds"))
+        })?;
+        Ok(Some(Clients { concurrency, think_time }))
     }
 
     fn invalid(&self, field: &str, message: String) -> WorkloadError {
@@ -98,7 +125,9 @@ impl ArrivalConfig {
         let asked_rate = self.rate().map(|r| positive("requests_per_s", r)).transpose()?;
         let rate = asked_rate.unwrap_or(1.0);
         let gaps: Box<dyn FnMut() -> f64> = match self {
-            ArrivalConfig::AllAtOnce {} => return Ok(vec![SimTime::ZERO; n]),
+            ArrivalConfig::AllAtOnce {} | ArrivalConfig::ClosedLoop { .. } => {
+                return Ok(vec![SimTime::ZERO; n]);
+            }
             ArrivalConfig::Trace { file, format, empty, .. } => {
                 let trace = TraceConfig {
                     format: *format,
@@ -187,6 +216,13 @@ impl fmt::Display for ArrivalConfig {
                 write!(f, "one arrival every {:.6} s", 1.0 / requests_per_s)
             }
             ArrivalConfig::AllAtOnce {} => write!(f, "all at once"),
+            ArrivalConfig::ClosedLoop { concurrency, think_time_s } => {
+                write!(f, "{concurrency} clients")?;
+                match *think_time_s {
+                    0.0 => Ok(()),
+                    s => write!(f, " that think for {s} s"),
+                }
+            }
             ArrivalConfig::Trace { file, requests_per_s, .. } => {
                 write!(f, "arrivals from {}", file.display())?;
                 requests_per_s.map_or(Ok(()), |rate| write!(f, ", scaled to {rate} requests/s"))

@@ -9,7 +9,7 @@ pub use lengths::{LengthConfig, LongLengths, TokenRange};
 pub use trace::{Empty, TooLong, TraceConfig, TraceError, TraceFormat, read_lengths, read_trace};
 
 use crate::rng;
-use crate::units::SimTime;
+use crate::units::{SimDuration, SimTime};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -33,6 +33,18 @@ pub struct Workload {
     pub description: String,
     /// What was left out or mended on the way, one line each, for people.
     pub notes: Vec<String>,
+    /// Clients that send these requests one after the other, in place of their arrival times.
+    pub clients: Option<Clients>,
+}
+
+/// Closed-loop clients, as benchmark tools drive engines: each sends a request, waits for its last
+/// token, thinks, and sends the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Clients {
+    /// How many.
+    pub concurrency: u32,
+    /// Time between a completion and the next request of the same client.
+    pub think_time: SimDuration,
 }
 
 /// Where the requests of a run come from.
@@ -124,6 +136,6 @@ impl SyntheticConfig {
             })
             .collect();
         let description = format!("{n} requests, {}, {}", self.arrivals, self.lengths);
-        Ok(Workload { requests, description, notes })
+        Ok(Workload { requests, description, notes, clients: self.arrivals.clients()? })
     }
 }

@@ -45,6 +45,8 @@ fn the_first_command_prints_the_same_table_every_time() {
     let (_, second, _) = vidur(&["simulate", "--no-output"]);
     assert_eq!(first, second);
     assert!(first.lines().all(|l| l.chars().count() <= 79), "wider than a terminal:\n{first}");
+    let readme = fs::read_to_string("README.md").unwrap();
+    assert!(readme.contains(&first), "the README shows another table than this:\n{first}");
     insta::assert_snapshot!("first_command", first);
 }
 
@@ -121,7 +123,8 @@ fn bad_configs_are_answered_in_one_line() {
         ("heads not divisible", "cluster: {tensor_parallel: 3}\n"),
         ("unknown model", "model: Qwen/Qwen3-0.7B\n"),
         ("unknown device", "cluster: {sku: h1000}\n"),
-        ("no profile", "model: Qwen/Qwen3-8B\n"),
+        ("does not fit", "model: Qwen/Qwen3-8B\n"),
+        ("no profile", "model: meta-llama/Llama-3.2-1B\n"),
         ("no trace", "workload: {trace: {file: nowhere.csv}}\n"),
         ("variable", "profiling_dir: ${VIDUR_NO_SUCH_VARIABLE}/x\n"),
         ("no memory", "kv_cache: {size: {blocks: 3}}\n"),

@@ -3,13 +3,13 @@
 
 use crate::support::LinearCost;
 use proptest::prelude::*;
-use vidur::metrics::Recorder;
+use vidur::metrics::{Recorder, Summary};
 use vidur::sim::{
     self, Defects, Invariants, LightllmConfig, OrcaConfig, RouterConfig, SarathiConfig,
     SchedulerConfig, Silent, SimConfig, SimError, VllmConfig,
 };
-use vidur::units::SimTime;
-use vidur::workload::{RequestSpec, Workload};
+use vidur::units::{SimDuration, SimTime};
+use vidur::workload::{Clients, RequestSpec, Workload};
 
 fn schedulers() -> impl Strategy<Value = SchedulerConfig> {
     let seats = 3u32..20;
@@ -84,17 +84,23 @@ fn configs() -> impl Strategy<Value = (SimConfig, u32)> {
 }
 
 fn workloads() -> impl Strategy<Value = Workload> {
-    prop::collection::vec((0u64..30, 1u32..150, 1u32..150), 1..60).prop_map(|rows| {
+    let clients = prop::option::weighted(0.3, (1u32..12, 0u64..20));
+    let rows = prop::collection::vec((0u64..30, 1u32..150, 1u32..150), 1..60);
+    (rows, clients).prop_map(|(rows, clients)| {
         let mut now = 0;
         let requests = rows
             .into_iter()
             .map(|(gap, prefill_tokens, decode_tokens)| {
                 // Every other gap is none: several requests arrive at one instant.
-                now += if gap % 2 == 0 { 0 } else { gap * 7_000_000 };
+                now += if gap % 2 == 0 || clients.is_some() { 0 } else { gap * 7_000_000 };
                 RequestSpec { arrived_at: SimTime::from_ns(now), prefill_tokens, decode_tokens }
             })
             .collect();
-        Workload { requests, ..Workload::default() }
+        let clients = clients.map(|(concurrency, ms)| Clients {
+            concurrency,
+            think_time: SimDuration::from_ns(ms * 1_000_000),
+        });
+        Workload { requests, clients, ..Workload::default() }
     })
 }
 
@@ -127,10 +133,17 @@ proptest! {
                 let again = sim::run(&config, &cost, &workload, &mut Silent).unwrap();
                 prop_assert_eq!(&outcome.requests, &again.requests);
                 prop_assert_eq!(outcome.end, again.end);
+                prop_assert_eq!(outcome.num_batches, again.num_batches);
+                // Told in stretches, the same run has the same figures.
+                let mut brief = Recorder::new(config.num_replicas, false);
+                sim::run(&config, &cost, &workload, &mut brief).unwrap();
+                prop_assert_eq!(&brief.requests, &watched.1.requests);
+                let summary = |r: &Recorder| Summary::of(r, stages, outcome.end);
+                prop_assert_eq!(summary(&brief), summary(&watched.1));
                 let records = &watched.1.requests;
                 prop_assert_eq!(records.len(), workload.requests.len());
                 for (r, spec) in records.iter().zip(&workload.requests) {
-                    prop_assert_eq!(r.arrived_at, spec.arrived_at);
+                    prop_assert!(workload.clients.is_some() || r.arrived_at == spec.arrived_at);
                     prop_assert!(r.arrived_at <= r.scheduled_at);
                     prop_assert!(r.scheduled_at < r.first_token_at);
                     prop_assert!(r.first_token_at <= r.completed_at);

@@ -3,6 +3,8 @@
 use crate::support::{LinearCost, sim_config, workload};
 use vidur::metrics::Recorder;
 use vidur::sim::{self, SarathiConfig, SchedulerConfig, SimConfig, SimError, VllmConfig};
+use vidur::units::SimDuration;
+use vidur::workload::Clients;
 
 fn run(config: &SimConfig, requests: &[(u64, u32, u32)], stages: u32) -> Recorder {
     let mut recorder = Recorder::new(config.num_replicas, true);
@@ -110,4 +112,18 @@ fn prompts_wait_while_decodes_use_up_the_chunk_budget() {
     let r = &recorder.requests;
     assert_eq!(r[2].scheduled_at, r[1].completed_at);
     assert!(r[2].completed_at < r[0].completed_at);
+}
+
+#[test]
+fn closed_loop_clients_send_when_the_last_request_is_done_and_thought_about() {
+    let mut load = workload(&[(0, 10, 1), (0, 10, 1), (0, 10, 1), (0, 10, 1), (0, 10, 1)]);
+    load.clients = Some(Clients { concurrency: 2, think_time: SimDuration::from_ns(1_000_000) });
+    let mut recorder = Recorder::new(1, false);
+    sim::run(&sim_config(), &LinearCost { stages: 1 }, &load, &mut recorder).unwrap();
+    let r = &recorder.requests;
+    let pair = step(20, 0, 0);
+    assert_eq!(r[1].completed_at.as_ns(), pair);
+    assert_eq!(r[2].arrived_at.as_ns(), pair + 1_000_000);
+    assert_eq!(r[3].arrived_at, r[2].arrived_at);
+    assert_eq!(r[4].arrived_at.as_ns(), 2 * (pair + 1_000_000));
 }

@@ -26,7 +26,10 @@ fn sources(folder: &str) -> Vec<(String, String)> {
 /// Files that are compiled for tests only.
 fn is_test(path: &Path) -> bool {
     let name = path.file_stem().unwrap().to_string_lossy();
-    name.ends_with("tests") || name.ends_with("testing") || name == "test_support"
+    name.ends_with("tests")
+        || name.ends_with("testing")
+        || name == "test_support"
+        || name == "properties"
 }
 
 /// The text without its unit tests and comments.

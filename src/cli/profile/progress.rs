@@ -11,6 +11,7 @@ const LINE_EVERY: Duration = Duration::from_secs(5);
 /// Tells people what the runner is doing.
 pub struct Reporter {
     what: String,
+    rounds: u32,
     bar: Option<ProgressBar>,
     last_line: Option<Instant>,
 }
@@ -28,7 +29,7 @@ impl Reporter {
         if let Some(bar) = &bar {
             bar.set_prefix(what.clone());
         }
-        Reporter { what, bar, last_line: None }
+        Reporter { what, rounds: job.rounds, bar, last_line: None }
     }
 
     fn line(&self, text: &str) {
@@ -50,7 +51,7 @@ impl Drop for Reporter {
 impl Observer for Reporter {
     fn begin(&mut self, pending: usize, done: usize) {
         if let Some(bar) = &self.bar {
-            bar.set_length(pending as u64);
+            bar.set_length(pending as u64 * u64::from(self.rounds));
         }
         if done > 0 {
             self.line(&format!("{done} shapes are measured already, {pending} to go"));
@@ -69,16 +70,20 @@ impl Observer for Reporter {
             self.line(&format!("{} failed: {reason}", progress.shape));
         }
         let left = humantime::format_duration(Duration::from_secs(progress.left.as_secs()));
+        let round = match self.rounds {
+            1 => String::new(),
+            rounds => format!("round {} of {rounds}, ", progress.round),
+        };
         if let Some(bar) = &self.bar {
             bar.set_position(progress.position as u64);
-            bar.set_message(format!("{left} left, {}", progress.shape));
+            bar.set_message(format!("{round}{left} left, {}", progress.shape));
             return;
         }
         let due = self.last_line.is_none_or(|at| at.elapsed() >= LINE_EVERY);
         if progress.fate == Fate::Measured && (due || progress.position == progress.total) {
             self.last_line = Some(Instant::now());
             let Progress { position, total, shape, .. } = progress;
-            self.line(&format!("{position} of {total}, {shape}, {left} left"));
+            self.line(&format!("{position} of {total}, {round}{shape}, {left} left"));
         }
     }
 }

@@ -17,12 +17,14 @@ pub fn plan(job: &Job, grid: Grid, limits: Limits, peaks: Peaks) -> String {
     let degrees: Vec<String> = job.degrees.iter().map(u32::to_string).collect();
     let cost = Duration::from_secs(estimated_cost(job, peaks).as_secs() + 1);
     let mut text = format!(
-        "{} {} on {}: {} shapes x tensor parallel {}\n",
+        "{} {} on {}: {} shapes x tensor parallel {}, {} {}\n",
         job.kind.name(),
         job.model.name,
         job.sku,
         job.shapes.len(),
-        degrees.join(", ")
+        degrees.join(", "),
+        job.rounds,
+        if job.rounds == 1 { "round" } else { "rounds" }
     );
     for line in plan::describe(job.kind == TableKind::Mlp, grid, limits) {
         // Writing to a string does not fail.

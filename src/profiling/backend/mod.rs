@@ -106,6 +106,19 @@ impl Default for Effort {
     }
 }
 
+impl Effort {
+    /// The share of one of `rounds` rounds, so that all of them together cost about as much as
+    /// `self` at once: a round has at least one sample.
+    pub fn over(self, rounds: u32) -> Effort {
+        let rounds = rounds.max(1);
+        Effort {
+            repeats: self.repeats.div_ceil(rounds),
+            min_time: self.min_time / rounds,
+            max_time: self.max_time / rounds,
+        }
+    }
+}
+
 /// Times of one operator in one shape.
 #[derive(Clone, Debug, PartialEq)]
 pub struct OpSamples {

@@ -16,12 +16,16 @@ use std::time::Duration;
 pub struct ScriptedBackend {
     device: DeviceInfo,
     shard: Option<Shard>,
-    /// Shapes that fail, every time.
+    /// Shapes that fail, every time from [`ScriptedBackend::failing_from`] on.
     pub failing: BTreeSet<Shape>,
+    /// Measurements before the first that fails.
+    pub failing_from: usize,
     /// Measurements after which the device is lost; `None` is never.
     pub lost_after: Option<usize>,
     /// What one measurement takes on [`ScriptedBackend::clock`].
     pub takes: Duration,
+    /// Share by which a shape is slower each time that it is measured again.
+    pub drift: f64,
     /// Shapes measured so far, in order.
     pub measured: Vec<(u32, Shape)>,
     clock: Rc<Cell<Duration>>,
@@ -45,8 +49,10 @@ impl Default for ScriptedBackend {
             },
             shard: None,
             failing: BTreeSet::new(),
+            failing_from: 0,
             lost_after: None,
             takes: Duration::from_millis(10),
+            drift: 0.0,
             measured: Vec::new(),
             clock: Rc::new(Cell::new(Duration::ZERO)),
         }
@@ -93,15 +99,18 @@ impl Backend for ScriptedBackend {
             return Err(BackendError::Lost("the scripted device is gone".into()));
         }
         self.clock.set(self.clock.get() + self.takes);
-        self.measured.push((shard.tensor_parallel, shape));
-        if self.failing.contains(&shape) {
+        let this = (shard.tensor_parallel, shape);
+        let before = self.measured.iter().filter(|&&measured| measured == this).count();
+        let slower = 1.0 + self.drift * before as f64;
+        self.measured.push(this);
+        if self.failing.contains(&shape) && self.measured.len() > self.failing_from {
             return Err(BackendError::Shape("scripted to fail".into()));
         }
         let ops = super::super::compute::ops_of(&shard.model, shape);
         Ok(ops
             .into_iter()
             .map(|(op, input)| {
-                let base = Self::ms(shard, op, input);
+                let base = slower * Self::ms(shard, op, input);
                 // A little spread, the same every time.
                 let spread = |i: u32| base * (1.0 + 0.01 * f64::from(i % 3));
                 OpSamples { op, ms: (0..effort.repeats.max(1)).map(spread).collect() }

@@ -81,6 +81,10 @@ impl Scheduler for FasterTransformer {
         }
     }
 
+    fn repeats(&self) -> bool {
+        self.paused.is_empty()
+    }
+
     fn num_waiting(&self) -> usize {
         self.waiting.len()
     }

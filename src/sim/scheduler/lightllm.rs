@@ -100,6 +100,11 @@ impl Scheduler for Lightllm {
         self.queues.take_back(batch, replica);
     }
 
+    fn repeats(&self) -> bool {
+        // It counts its decode steps.
+        false
+    }
+
     fn num_waiting(&self) -> usize {
         self.queues.waiting.len()
     }

@@ -255,6 +255,10 @@ pub(super) trait Scheduler {
 
     /// Requests that wait for admission.
     fn num_waiting(&self) -> usize;
+
+    /// Whether the batch that has just been formed, if all of it decodes, would be formed again and
+    /// again as long as nothing arrives, nothing completes and a block is free for every request.
+    fn repeats(&self) -> bool;
 }
 
 /// The queues that most schedulers have in common.
@@ -286,10 +290,27 @@ impl Queues {
         replica.restarted.push(id);
     }
 
+    /// Everyone who holds blocks is in the batch. Whoever waits was refused when it was formed, for
+    /// want of seats, blocks or budget, which more decoding does not free.
+    fn repeats(&self) -> bool {
+        self.paused.is_empty()
+    }
+
     /// Makes room for one more token of `id`, which decodes, at the expense of the youngest paused
     /// request at or behind `from`, if need be of `id` itself. Says whether `id` may run.
+    #[inline]
     fn make_room(&mut self, id: RequestId, from: usize, replica: &mut Replica<'_>) -> bool {
         // As in Vidur, a free block is asked for even when none has to be added.
+        if replica.kv.free() == 0 && !self.evict_for(id, from, replica) {
+            return false;
+        }
+        replica.kv.grow(&mut replica.requests[id.index()]);
+        true
+    }
+
+    /// The rare part of [`Queues::make_room`].
+    #[cold]
+    fn evict_for(&mut self, id: RequestId, from: usize, replica: &mut Replica<'_>) -> bool {
         while replica.kv.free() == 0 {
             if self.paused.len() > from {
                 let victim = self.paused.pop().unwrap_or(id);
@@ -299,7 +320,6 @@ impl Queues {
                 return false;
             }
         }
-        replica.kv.grow(&mut replica.requests[id.index()]);
         true
     }
 

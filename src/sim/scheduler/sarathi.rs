@@ -98,6 +98,10 @@ impl Scheduler for Sarathi {
         self.queues.take_back(batch, replica);
     }
 
+    fn repeats(&self) -> bool {
+        self.queues.repeats()
+    }
+
     fn num_waiting(&self) -> usize {
         self.queues.waiting.len()
     }

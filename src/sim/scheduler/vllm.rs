@@ -69,6 +69,10 @@ impl Scheduler for Vllm {
         self.queues.take_back(batch, replica);
     }
 
+    fn repeats(&self) -> bool {
+        self.queues.repeats()
+    }
+
     fn num_waiting(&self) -> usize {
         self.queues.waiting.len()
     }
