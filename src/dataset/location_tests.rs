@@ -112,7 +112,7 @@ fn of_several_folders_the_first_that_has_a_profile_gives_it_and_its_manifest() {
     assert_eq!(&*root.find(ProfileKind::Attention, &["d"], &["m"]).unwrap().bytes, b"theirs");
     assert!(root.device_file("d").unwrap().is_some());
     let error = root.find(ProfileKind::Mlp, &["d"], &["none"]).unwrap_err().to_string();
-    assert!(error.contains(" and ") && error.contains("holds d (m);"), "{error}");
+    assert!(error.contains(" and ") && error.contains("found there: d (m))"), "{error}");
     let one_missing = std::env::join_paths([first.path(), "/no/such/folder".as_ref()]).unwrap();
     assert!(ProfileRoot::directory(one_missing).is_err());
 }
