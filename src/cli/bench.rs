@@ -25,6 +25,9 @@ pub struct Args {
     runs: u32,
 }
 
+/// One kind of run, to be timed.
+type Work<'a> = &'a mut dyn FnMut() -> Result<(), Failure>;
+
 pub fn run(args: Args) -> Result<(), Failure> {
     let (yaml, name) = super::simulate::config_text(args.config.as_deref())?;
     let config = RunConfig::load(&yaml, &name, &args.set).map_err(Failure::user)?;
@@ -41,7 +44,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
     };
     let mut rows = Vec::new();
     let mut batches = 0;
-    let mut kinds: [(&str, &mut dyn FnMut() -> Result<(), Failure>); 3] = [
+    let mut kinds: [(&str, Work<'_>); 3] = [
         ("no metrics", &mut || {
             batches = simulate(None)?.num_batches;
             Ok(())

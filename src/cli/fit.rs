@@ -5,9 +5,10 @@ use super::table::{number, text};
 use crate::dataset::read::{MissingValues, OpSamples};
 use crate::predictor::cv::{HeldOut, Pair, held_out};
 use crate::predictor::features::axes;
+use crate::predictor::forest::ForestSettings;
 use crate::predictor::provenance::{MeasuredRange, measured};
 use crate::predictor::roofline::{Roofline, RooflineContext};
-use crate::predictor::{OperatorSettings, PredictorConfig, fit, load};
+use crate::predictor::{OperatorSettings, PredictorConfig, System, fit, load};
 use crate::report::fit_svg::{Panel, draw};
 use crate::run::lookup;
 use crate::spec::catalog::Catalog;
@@ -49,6 +50,9 @@ pub struct Args {
     /// What to do with rows whose time is empty, NaN, or impossibly short.
     #[arg(long, value_enum, default_value_t = Missing::Refuse)]
     missing_values: Missing,
+    /// Fit the engine's time on the host too (cpu_overheads.csv).
+    #[arg(long)]
+    cpu_overhead: bool,
     /// New folder for fit.svg [default: runs/<time>-fit-<model>-<sku>]
     #[arg(long, short, value_name = "DIR")]
     output_dir: Option<PathBuf>,
@@ -60,6 +64,8 @@ enum Method {
     Interpolate,
     /// Polynomial regression.
     Linear,
+    /// Random forest with Vidur's settings.
+    Forest,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -81,9 +87,14 @@ pub fn run(args: Args) -> Result<(), Failure> {
     let dir = super::new_run_dir(args.output_dir.as_deref(), &name)?;
     let config = config_of(&args);
     let parallel = Parallelism { tensor_parallel: args.tensor_parallel, pipeline_parallel: 1 };
-    let network = args.network_device.as_deref();
-    let profiles =
-        load(&config, &root, &model, &device, network, parallel).map_err(Failure::user)?;
+    let system = System {
+        root: &root,
+        model: &model,
+        device: &device,
+        network_device: args.network_device.as_deref(),
+        parallel,
+    };
+    let profiles = load(&config, &system).map_err(Failure::user)?;
     for line in profiles.warnings.iter().chain(&profiles.notes) {
         eprintln!("note: {line}");
     }
@@ -124,10 +135,18 @@ fn config_of(args: &Args) -> PredictorConfig {
         Missing::Refuse => MissingValues::Refuse,
         Missing::Skip => MissingValues::Skip,
     };
-    let settings = OperatorSettings { missing_values, ..OperatorSettings::default() };
+    let cpu_overhead = args.cpu_overhead;
+    let settings = OperatorSettings { missing_values, cpu_overhead, ..OperatorSettings::default() };
     match args.predictor {
         Method::Interpolate => PredictorConfig::Interpolate(settings),
         Method::Linear => PredictorConfig::Linear(settings),
+        Method::Forest => PredictorConfig::Forest(ForestSettings {
+            missing_values,
+            // Compared with the others on the same rows.
+            implausible: settings.implausible(),
+            cpu_overhead,
+            ..ForestSettings::default()
+        }),
     }
 }
 
@@ -173,6 +192,7 @@ fn worst_point(op: Op, p: &Pair) -> String {
     let (row, x) = axes(p.input);
     let place = match op.feature() {
         _ if op.is_collective() => format!("{x} bytes"),
+        _ if op == Op::Host => format!("{x} sequences"),
         Feature::Tokens | Feature::SampledTokens => format!("{x} tokens"),
         Feature::Prefill => format!("chunk {row}, kv {x}"),
         Feature::Decode => format!("{row} sequences, kv {x}"),

@@ -6,6 +6,7 @@ use super::Failure;
 use crate::metrics::{
     OperatorShare, OperatorTimes, RecordOptions, Recorder, RequestDetail, Summary,
 };
+use crate::predictor::{PredictorConfig, TableCache};
 use crate::report::text;
 use crate::run::{Run, RunConfig};
 use crate::sim::{Outcome, Silent, SimError};
@@ -33,7 +34,8 @@ pub struct Args {
     /// Device SKU (same as --set cluster.sku=…)
     #[arg(long)]
     sku: Option<String>,
-    /// Folder of profiles (same as --set profiling_dir=…)
+    /// Folder of profiles (same as --set profiling_dir=…); several, separated as in PATH, are
+    /// searched in this order
     #[arg(long, value_name = "DIR")]
     profiling_dir: Option<PathBuf>,
     /// New folder for the results [default: runs/<time>-<model>-<sku>]
@@ -54,6 +56,10 @@ pub struct Args {
     /// Folder of models and devices that take precedence over the built-in ones
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
+    /// Fit anew, and keep no fitted tables for the next run (only `forest` is slow enough to keep
+    /// them: in $VIDUR_CACHE_DIR, else ~/.cache/vidur)
+    #[arg(long)]
+    no_cache: bool,
 }
 
 /// A result file of another tool.
@@ -76,7 +82,8 @@ pub fn run(args: Args) -> Result<(), Failure> {
     }
     let started = Instant::now();
     let catalog = Catalog::open(args.data_dir.as_deref());
-    let run = Run::resolve(config, &catalog).map_err(Failure::user)?;
+    let cache = if args.no_cache { TableCache::off() } else { TableCache::of_user() };
+    let run = Run::resolve_with(config, &catalog, &cache).map_err(Failure::user)?;
     for note in &run.workload.notes {
         eprintln!("note: {note}");
     }
@@ -190,8 +197,10 @@ fn headline(run: &Run) -> String {
 
 /// What a reader must know before believing the figures.
 fn caveats(run: &Run, summary: &Summary) -> String {
-    let mut out = format!("{:<12} {}\n", "step times", run.provenance.predictor);
-    if summary.extrapolated_percent > 0.0 {
+    let mut out = format!("{:<12} {}\n", "step times", run.provenance.description);
+    if let PredictorConfig::Roofline(settings) = &run.config.predictor {
+        out.push_str(&format!("{:<12} {settings}\n", ""));
+    } else if summary.extrapolated_percent > 0.0 {
         out.push_str(&format!(
             "{:<12} {:.1} % of the busy time was predicted outside the measured range\n",
             "", summary.extrapolated_percent

@@ -5,7 +5,7 @@ use super::table::{number, text};
 use crate::cost::{BatchShape, CostModel, PrefillChunk};
 use crate::dataset::location::ProfileRoot;
 use crate::ids::StageId;
-use crate::predictor::{self, Limits, PredictorConfig};
+use crate::predictor::{self, Limits, PredictorConfig, System, TableCache};
 use crate::profiling::backend::cpu::CpuBackend;
 use crate::profiling::backend::{Backend, Effort, LayerBatch, Purpose, Shard};
 use crate::profiling::host::Host;
@@ -168,7 +168,8 @@ fn predictor(
     let limits = Limits { max_batch_tokens: 2048, max_batch_size: 64 };
     let config = PredictorConfig::default();
     let parallel = Parallelism::SINGLE;
-    predictor::build(&config, root, &model, device, None, parallel, limits)
+    let system = System { root, model: &model, device, network_device: None, parallel };
+    predictor::build(&config, &system, limits, &TableCache::off())
         .map(|(cost, _)| cost)
         .map_err(Failure::user)
 }

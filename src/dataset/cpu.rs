@@ -18,6 +18,8 @@ pub struct CpuOverhead {
     pub process_outputs_ms: f64,
     /// Talking to the workers.
     pub communication_ms: f64,
+    /// Line of the file.
+    pub line: u64,
 }
 
 impl CpuOverhead {
@@ -83,6 +85,7 @@ pub fn read_cpu_overheads(
             prepare_inputs_ms,
             process_outputs_ms,
             communication_ms,
+            line: super::table::line(row),
         });
     }
     if rows.is_empty() && !degrees.is_empty() {

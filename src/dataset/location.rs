@@ -17,6 +17,8 @@ static BUILT_IN: Dir<'static> = include_dir!("$CARGO_MANIFEST_DIR/data/profiling
 pub enum ProfileRoot {
     /// A folder on disk.
     Directory(PathBuf),
+    /// Several sets: a profile comes from the first that has it.
+    Several(Vec<ProfileRoot>),
     /// The profiles compiled into the program.
     BuiltIn,
 }
@@ -132,17 +134,21 @@ impl ProfileFile {
 }
 
 impl ProfileRoot {
-    /// The folder at `path`.
+    /// The folder at `path`, or several, separated as in the PATH variable (`:`, on Windows `;`).
     ///
     /// # Errors
-    /// When it is not a folder.
+    /// When one is not a folder.
     pub fn directory(path: impl Into<PathBuf>) -> Result<ProfileRoot, LocateError> {
         let path = path.into();
         if path.is_dir() {
-            Ok(ProfileRoot::Directory(path))
-        } else {
-            Err(LocateError::NoDirectory(path))
+            return Ok(ProfileRoot::Directory(path));
         }
+        let parts: Vec<PathBuf> = std::env::split_paths(&path).collect();
+        if parts.len() < 2 {
+            return Err(LocateError::NoDirectory(path));
+        }
+        let roots: Result<_, _> = parts.into_iter().map(ProfileRoot::directory).collect();
+        roots.map(ProfileRoot::Several)
     }
 
     /// The profile of `kind` measured on the first of `hosts` that has one (a device SKU and its
@@ -158,6 +164,23 @@ impl ProfileRoot {
         models: &[&str],
     ) -> Result<ProfileFile, LocateError> {
         let models = if models.is_empty() { &[""][..] } else { models };
+        match self.look(kind, hosts, models)? {
+            Some(file) => Ok(file),
+            None => Err(self.not_found(kind, hosts, models)),
+        }
+    }
+
+    /// As [`ProfileRoot::find`]; `None` when there is none.
+    fn look(
+        &self,
+        kind: ProfileKind,
+        hosts: &[&str],
+        models: &[&str],
+    ) -> Result<Option<ProfileFile>, LocateError> {
+        if let ProfileRoot::Several(roots) = self {
+            let mut found = roots.iter().map(|root| root.look(kind, hosts, models));
+            return found.find(|r| !matches!(r, Ok(None))).unwrap_or(Ok(None));
+        }
         for host in hosts {
             for model in models {
                 for name in kind.file_names() {
@@ -167,12 +190,12 @@ impl ProfileRoot {
                     }
                     let path = format!("{path}/{name}");
                     if let Some(bytes) = self.read(&path)? {
-                        return self.with_manifest(&path, bytes);
+                        return self.with_manifest(&path, bytes).map(Some);
                     }
                 }
             }
         }
-        Err(self.not_found(kind, hosts, models))
+        Ok(None)
     }
 
     /// The description of a device beside its profiles, `compute/<sku>/device.yml`; `None` when
@@ -181,6 +204,10 @@ impl ProfileRoot {
     /// # Errors
     /// When it cannot be read.
     pub fn device_file(&self, sku: &str) -> Result<Option<ProfileFile>, LocateError> {
+        if let ProfileRoot::Several(roots) = self {
+            let mut found = roots.iter().map(|root| root.device_file(sku));
+            return found.find(|r| !matches!(r, Ok(None))).unwrap_or(Ok(None));
+        }
         let path = format!("compute/{sku}/device.yml");
         let file = |bytes| ProfileFile { name: self.show(&path), bytes, manifest: None };
         Ok(self.read(&path)?.map(file))
@@ -212,6 +239,8 @@ impl ProfileRoot {
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
                 Err(source) => Err(LocateError::Io { file: self.show(path), source }),
             },
+            // Asked one by one, so that a profile and its manifest come from the same set.
+            ProfileRoot::Several(_) => Ok(None),
         }
     }
 
@@ -219,6 +248,7 @@ impl ProfileRoot {
         match self {
             ProfileRoot::BuiltIn => format!("<built in>/{path}"),
             ProfileRoot::Directory(root) => root.join(path).display().to_string(),
+            ProfileRoot::Several(_) => path.to_owned(),
         }
     }
 
@@ -235,15 +265,22 @@ impl ProfileRoot {
         LocateError::NotFound {
             file: kind.file_names()[0],
             wanted,
-            root: match self {
-                ProfileRoot::BuiltIn => "the built-in profiles".into(),
-                ProfileRoot::Directory(path) => path.display().to_string(),
-            },
+            root: self.name(),
             held: self.inventory(kind),
             cure: format!(
                 "measure it with `{}{flags}`, or point --profiling-dir at a folder that has it",
                 kind.command()
             ),
+        }
+    }
+
+    fn name(&self) -> String {
+        match self {
+            ProfileRoot::BuiltIn => "the built-in profiles".into(),
+            ProfileRoot::Directory(path) => path.display().to_string(),
+            ProfileRoot::Several(roots) => {
+                roots.iter().map(ProfileRoot::name).collect::<Vec<_>>().join(" and ")
+            }
         }
     }
 
@@ -278,6 +315,9 @@ impl ProfileRoot {
                 }
             }
             ProfileRoot::Directory(root) => list_on_disk(root, &root.join(folder), 6, &mut paths),
+            ProfileRoot::Several(roots) => {
+                paths.extend(roots.iter().flat_map(|root| root.files(folder)));
+            }
         }
         paths
     }
@@ -304,104 +344,5 @@ fn list_on_disk(root: &Path, dir: &Path, depth: u32, paths: &mut Vec<String>) {
                 relative.components().map(|c| c.as_os_str().to_string_lossy()).collect();
             paths.push(parts.join("/"));
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn tree(files: &[(&str, &str)]) -> (tempfile::TempDir, ProfileRoot) {
-        let dir = tempfile::tempdir().unwrap();
-        for (path, text) in files {
-            let path = dir.path().join(path);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, text).unwrap();
-        }
-        let root = ProfileRoot::directory(dir.path()).unwrap();
-        (dir, root)
-    }
-
-    #[test]
-    fn aliases_are_tried_in_the_order_given() {
-        let (_dir, root) = tree(&[
-            ("compute/a100/org/m/mlp.csv", "first"),
-            ("compute/a100-sxm/org/m/mlp.csv", "second"),
-        ]);
-        let find = |hosts: &[&str]| {
-            let file = root.find(ProfileKind::Mlp, hosts, &["org/none", "org/m"]).unwrap();
-            String::from_utf8(file.bytes.into_owned()).unwrap()
-        };
-        assert_eq!(find(&["a100", "a100-sxm"]), "first");
-        assert_eq!(find(&["a100-sxm", "a100"]), "second");
-        assert_eq!(find(&["nothing", "a100"]), "first");
-    }
-
-    #[test]
-    fn all_reduce_is_found_under_either_name() {
-        let (_dir, root) = tree(&[("network/pair/allreduce.csv", "x")]);
-        let file = root.find(ProfileKind::AllReduce, &["pair"], &[]).unwrap();
-        assert!(file.name.ends_with("allreduce.csv"));
-    }
-
-    #[test]
-    fn an_absent_profile_is_named_with_what_there_is_instead() {
-        let (dir, root) = tree(&[
-            ("compute/a30/org/m/mlp.csv", ""),
-            ("compute/a100/org/b/mlp.csv", ""),
-            ("compute/a100/org/b/attention.csv", ""),
-        ]);
-        let error = root.find(ProfileKind::Mlp, &["h100", "hopper"], &["org/m"]).unwrap_err();
-        assert_eq!(
-            error.to_string().replace(&dir.path().display().to_string(), "ROOT"),
-            "no mlp.csv for org/m on h100 in ROOT (found there: a100 (org/b), a30 (org/m)); measure it \
-             with `vidur profile mlp --models org/m`, or point --profiling-dir at a folder that has it"
-        );
-        let error = root.find(ProfileKind::AllReduce, &["pair"], &[]).unwrap_err();
-        assert_eq!(
-            error.to_string().replace(&dir.path().display().to_string(), "ROOT"),
-            "no all_reduce.csv for network device pair in ROOT (found there: none at all); measure it \
-             with `vidur profile collectives`, or point --profiling-dir at a folder that has it"
-        );
-    }
-
-    #[test]
-    fn a_directory_that_is_not_there_is_refused_at_once() {
-        assert_eq!(
-            ProfileRoot::directory("/no/such/folder").unwrap_err().to_string(),
-            "profiling directory /no/such/folder does not exist; give an existing one with \
-             --profiling-dir"
-        );
-    }
-
-    #[test]
-    fn the_manifest_beside_a_profile_comes_with_it_and_a_broken_one_is_an_error() {
-        let (_dir, root) = tree(&[
-            ("compute/d/m/mlp.csv", "x"),
-            ("compute/d/m/mlp.manifest.json", r#"{"device": "A30"}"#),
-            ("compute/d/n/mlp.csv", "x"),
-            ("compute/d/n/mlp.manifest.json", "{"),
-        ]);
-        let file = root.find(ProfileKind::Mlp, &["d"], &["m"]).unwrap();
-        assert_eq!(file.manifest.unwrap()["device"], "A30");
-        let error = root.find(ProfileKind::Mlp, &["d"], &["n"]).unwrap_err().to_string();
-        assert!(error.contains("mlp.manifest.json: not JSON"), "{error}");
-    }
-
-    #[test]
-    fn the_digest_is_the_standard_one() {
-        assert_eq!(
-            ProfileFile::from_bytes("f", "abc").sha256(),
-            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-        );
-    }
-
-    #[test]
-    fn the_built_in_set_answers_like_a_folder() {
-        let error =
-            ProfileRoot::BuiltIn.find(ProfileKind::Mlp, &["no-such-sku"], &["m"]).unwrap_err();
-        assert!(error.to_string().starts_with(
-            "no mlp.csv for m on no-such-sku in the built-in profiles (found there: "
-        ));
     }
 }

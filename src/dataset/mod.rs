@@ -5,6 +5,8 @@
 pub mod cpu;
 pub mod journal;
 pub mod location;
+#[cfg(test)]
+mod location_tests;
 pub mod manifest;
 pub mod read;
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Profiles as samples per operator: which rows count for a model, and what each row measures.
 
+use super::cpu::read_cpu_overheads;
 use super::location::{LocateError, ProfileFile, ProfileKind, ProfileRoot};
 use super::schema::{ATTENTION_OPS, time_column};
 use super::table::{Column, ReadError, Table, line};
@@ -78,7 +79,8 @@ pub struct Request<'a> {
     pub model: &'a ModelSpec,
     /// The device.
     pub device: &'a DeviceSku,
-    /// How the devices of a replica are wired; needed only for collectives.
+    /// How the devices of a replica are wired; needed for collectives. The host's time is looked
+    /// up under it too, or under the device when absent.
     pub network_device: Option<&'a str>,
     /// How the model is split.
     pub parallel: Parallelism,
@@ -126,8 +128,7 @@ impl Request<'_> {
         let models = names(self.model.name.clone(), &self.model.aliases);
         let hosts: Vec<&str> = hosts.iter().map(String::as_str).collect();
         let models: Vec<&str> = models.iter().map(String::as_str).collect();
-        let is_mlp = |op: &Op| !op.is_collective() && !ATTENTION_OPS.contains(op);
-        if self.ops.iter().any(is_mlp) {
+        if self.ops.iter().any(|op| is_mlp(*op)) {
             let file = root.find(ProfileKind::Mlp, &hosts, &models)?;
             self.read_mlp(&file, &mut set)?;
         }
@@ -144,9 +145,37 @@ impl Request<'_> {
                 self.read_collective(op, &file, &mut set)?;
             }
         }
+        if self.ops.contains(&Op::Host) {
+            let wired = self.network_device.map(|name| vec![name]);
+            let hosts = wired.as_ref().unwrap_or(&hosts);
+            let file = root.find(ProfileKind::CpuOverhead, hosts, &models)?;
+            self.read_host(&file, &models, &mut set)?;
+        }
         set.ops.sort_by_key(|samples| samples.op);
         set.not_measured.sort();
         Ok(set)
+    }
+
+    /// Adds the engine's time on the host, by sequences in the batch, to `set`.
+    ///
+    /// # Errors
+    /// When the file cannot be used; the message names line and column.
+    pub fn read_host(
+        &self,
+        file: &ProfileFile,
+        models: &[&str],
+        set: &mut ProfileSet,
+    ) -> Result<(), ReadError> {
+        let rows = read_cpu_overheads(file, models, self.parallel.tensor_parallel)?;
+        let points = rows.iter().map(|row| Sample {
+            input: OpInput::Tokens(row.batch_size),
+            ms: row.total_ms(),
+            line: row.line,
+        });
+        let points = points.collect();
+        set.ops.push(OpSamples { op: Op::Host, file: file.name.clone(), points });
+        set.sources.push(source(file));
+        Ok(())
     }
 
     /// Adds the operators of an mlp.csv to `set`.
@@ -170,7 +199,7 @@ impl Request<'_> {
         let rows = self.matching_rows(&table, "mlp.csv", &counts, gated)?;
         let tokens = table.column("num_tokens", "mlp.csv")?;
         for &op in self.ops {
-            if op.is_collective() || ATTENTION_OPS.contains(&op) {
+            if !is_mlp(op) {
                 continue;
             }
             self.collect(&table, op, &rows, set, |row| {
@@ -370,6 +399,11 @@ impl Request<'_> {
         set.ops.push(OpSamples { op, file, points });
         Ok(())
     }
+}
+
+/// Whether an operator's times are in mlp.csv.
+fn is_mlp(op: Op) -> bool {
+    !op.is_collective() && !ATTENTION_OPS.contains(&op) && op != Op::Host
 }
 
 /// The rows without exact repetitions: public files hold some, and they are no new measurements.

@@ -1,5 +1,8 @@
 //! What the user can choose about prediction.
 
+use super::data_sheet::DataSheetSettings;
+use super::forest::ForestSettings;
+use super::plausible::Implausible;
 use super::table::TableSettings;
 use crate::dataset::read::MissingValues;
 use crate::spec::ops::LayerSum;
@@ -13,6 +16,10 @@ pub enum PredictorConfig {
     Interpolate(OperatorSettings),
     /// Polynomial regression of degree 1 to 5.
     Linear(OperatorSettings),
+    /// A random forest, with microsoft/vidur's settings and look-ups.
+    Forest(ForestSettings),
+    /// Arithmetic and memory traffic over what the device's data sheet promises; needs no profile.
+    Roofline(DataSheetSettings),
     /// Look up given tables.
     Table(TableSettings),
 }
@@ -24,13 +31,29 @@ impl Default for PredictorConfig {
 }
 
 impl PredictorConfig {
-    /// The settings common to predictors that are fitted to profiles.
-    pub fn settings(&self) -> Option<&OperatorSettings> {
+    /// How profiles are read and added up; `None` for predictors that need no profiles.
+    pub fn settings(&self) -> Option<OperatorSettings> {
         match self {
             PredictorConfig::Interpolate(settings) | PredictorConfig::Linear(settings) => {
-                Some(settings)
+                Some(*settings)
             }
-            PredictorConfig::Table(_) => None,
+            PredictorConfig::Forest(settings) => Some(settings.operators()),
+            PredictorConfig::Roofline(_) | PredictorConfig::Table(_) => None,
+        }
+    }
+
+    /// Checks the numbers.
+    ///
+    /// # Errors
+    /// One line that names the field, its value and what was expected.
+    pub fn check(&self) -> Result<(), String> {
+        if let Some(settings) = self.settings() {
+            settings.check()?;
+        }
+        match self {
+            PredictorConfig::Forest(settings) => settings.check(),
+            PredictorConfig::Roofline(settings) => settings.check(),
+            _ => Ok(()),
         }
     }
 
@@ -39,7 +62,18 @@ impl PredictorConfig {
         match self {
             PredictorConfig::Interpolate(_) => "interpolate",
             PredictorConfig::Linear(_) => "linear",
+            PredictorConfig::Forest(_) => "forest",
+            PredictorConfig::Roofline(_) => "roofline",
             PredictorConfig::Table(_) => "table",
+        }
+    }
+
+    /// What a reader of a result must know about the step times, in a few words.
+    pub fn description(&self) -> String {
+        match self {
+            PredictorConfig::Roofline(_) => "roofline: from the data sheet, not measured".into(),
+            PredictorConfig::Forest(settings) => format!("forest of {} trees", settings.num_trees),
+            _ => self.name().to_owned(),
         }
     }
 }
@@ -48,8 +82,12 @@ impl PredictorConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OperatorSettings {
-    /// What to do with rows whose time is empty, NaN, or impossibly short.
+    /// What to do with rows whose time is empty or NaN.
     pub missing_values: MissingValues,
+    /// What to do with rows that are faster than the device can calculate; as `missing_values`
+    /// says when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub implausible: Option<Implausible>,
     /// Which operators a layer is taken to run.
     pub layer_sum: LayerSum,
     /// Slow-down of attention over several sequences, against the same work in one.
@@ -59,16 +97,41 @@ pub struct OperatorSettings {
     /// Use attention rows of this KV block size only; all when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub block_size: Option<u32>,
+    /// Add the engine's time on the host (cpu_overheads.csv), during which the device waits.
+    pub cpu_overhead: bool,
+    /// Which pipeline stages pay it.
+    pub cpu_overhead_stages: HostStages,
+}
+
+/// Which pipeline stages pay the engine's time on the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HostStages {
+    /// The first: once a batch, as an engine with one scheduler does.
+    #[default]
+    First,
+    /// Every one, as microsoft/vidur does.
+    Every,
+}
+
+impl HostStages {
+    /// Whether stage number `stage` pays.
+    pub fn pays(self, stage: u32) -> bool {
+        stage == 0 || self == HostStages::Every
+    }
 }
 
 impl Default for OperatorSettings {
     fn default() -> Self {
         OperatorSettings {
             missing_values: MissingValues::Refuse,
+            implausible: None,
             layer_sum: LayerSum::Engine,
             attention_batching_overhead: AttentionBatchingOverhead::default(),
             all_reduce_launch_ms: 0.02,
             block_size: None,
+            cpu_overhead: false,
+            cpu_overhead_stages: HostStages::First,
         }
     }
 }
@@ -94,7 +157,7 @@ impl AttentionBatchingOverhead {
 
 /// How large a batch may be: the range for which times are worked out beforehand. Larger
 /// batches are answered too, only slower.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Limits {
     /// Tokens in one batch.
     pub max_batch_tokens: u32,
@@ -103,6 +166,14 @@ pub struct Limits {
 }
 
 impl OperatorSettings {
+    /// What to do with rows that are faster than the device can calculate.
+    pub fn implausible(&self) -> Implausible {
+        self.implausible.unwrap_or(match self.missing_values {
+            MissingValues::Refuse => Implausible::Refuse,
+            MissingValues::Skip => Implausible::Skip,
+        })
+    }
+
     /// Checks the numbers.
     ///
     /// # Errors
@@ -150,6 +221,29 @@ mod tests {
         assert_eq!(s.layer_sum, LayerSum::Vidur);
         assert_eq!(s.attention_batching_overhead.decode, 0.1);
         assert_eq!((s.all_reduce_launch_ms, s.block_size), (0.02, Some(16)));
+    }
+
+    #[test]
+    fn a_forest_has_vidurs_settings_unless_told_otherwise() {
+        let PredictorConfig::Forest(s) = parse("forest: {num_trees: 9}").unwrap() else {
+            panic!("no forest");
+        };
+        assert_eq!((s.num_trees, s.max_depth, s.min_samples_split, s.seed), (9, 16, 2, 0));
+        let s = s.operators();
+        assert_eq!((s.layer_sum, s.implausible()), (LayerSum::Vidur, Implausible::Keep));
+        assert_eq!(s.attention_batching_overhead, AttentionBatchingOverhead::vidur());
+        let error = parse("forest: {num_tree: 9}").unwrap_err();
+        assert!(error.contains("num_tree"), "{error}");
+        let zero = parse("roofline: {compute_efficiency: 0}").unwrap().check().unwrap_err();
+        assert!(zero.contains("roofline.compute_efficiency is 0"), "{zero}");
+    }
+
+    #[test]
+    fn rows_too_fast_to_be_true_follow_the_missing_ones_unless_told_otherwise() {
+        let of = |yaml: &str| parse(yaml).unwrap().settings().unwrap().implausible();
+        assert_eq!(of("interpolate: {}"), Implausible::Refuse);
+        assert_eq!(of("interpolate: {missing_values: skip}"), Implausible::Skip);
+        assert_eq!(of("interpolate: {missing_values: skip, implausible: keep}"), Implausible::Keep);
     }
 
     #[test]

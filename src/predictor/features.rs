@@ -5,6 +5,7 @@
 //! |---|---|---|
 //! | per token, LM head | 0 | rows processed |
 //! | collectives | 0 | bytes of the message |
+//! | host | 0 | sequences in the batch |
 //! | attn_prefill | tokens of the chunk | tokens in the cache before it |
 //! | attn_decode | sequences | mean tokens in the cache of a sequence |
 

@@ -36,15 +36,21 @@ pub struct Polynomial {
 
 /// A measured range, scaled to -1..=1.
 #[derive(Clone, Copy, Debug)]
-struct Range {
+pub(super) struct Range {
     low: f64,
     high: f64,
 }
 
 impl Range {
-    fn of(values: impl Iterator<Item = f64>) -> Range {
+    /// From the smallest to the largest of `values`.
+    pub(super) fn of(values: impl Iterator<Item = f64>) -> Range {
         let start = Range { low: f64::INFINITY, high: f64::NEG_INFINITY };
         values.fold(start, |r, v| Range { low: r.low.min(v), high: r.high.max(v) })
+    }
+
+    /// The point of the range that is nearest to `v`.
+    pub(super) fn nearest(self, v: f64) -> f64 {
+        v.max(self.low).min(self.high)
     }
 
     fn scaled(self, v: f64) -> f64 {
@@ -145,8 +151,7 @@ impl OpModel for Polynomial {
     /// leaves its data at once.
     fn predict(&self, input: OpInput) -> Prediction {
         let (row, x) = axes(input);
-        let nearest =
-            (row.clamp(self.rows.low, self.rows.high), x.clamp(self.xs.low, self.xs.high));
+        let nearest = (self.rows.nearest(row), self.xs.nearest(x));
         let terms = basis(self.degree, self.rows, self.xs, nearest.0, nearest.1);
         let ms: f64 = terms.iter().zip(&self.coefficients).map(|(t, c)| t * c).sum();
         let ms = ms.max(self.floor_ms);
@@ -230,7 +235,7 @@ mod tests {
         let error = Polynomial::fit(&samples(Op::Add, std::iter::empty()), &roofline(Op::Add));
         assert_eq!(
             error.unwrap_err().to_string(),
-            "f.csv: too few measurements of add to fit a polynomial; use the interpolate predictor, or measure more points"
+            "f.csv: too few measurements of add to fit; use the interpolate predictor, or measure more points"
         );
     }
 }

@@ -1,13 +1,19 @@
 //! From profiles to the time of a step: one [`PredictorConfig`] and a set of profiles become a
 //! [`StageCost`], which the simulator asks through [`crate::cost::CostModel`].
 
+pub mod cache;
+#[cfg(test)]
+mod cache_tests;
 pub mod config;
 pub mod curve;
 pub mod cv;
+pub mod data_sheet;
 pub mod features;
+pub mod forest;
+mod forest_tables;
 pub mod interpolate;
 pub mod linear;
-mod plausible;
+pub mod plausible;
 pub mod provenance;
 #[cfg(test)]
 mod real_data_tests;
@@ -16,10 +22,12 @@ pub mod stage;
 #[cfg(test)]
 mod stage_tests;
 pub mod table;
+mod table_read;
 #[cfg(test)]
 pub(crate) mod test_support;
 pub mod window;
 
+pub use cache::TableCache;
 pub use config::{AttentionBatchingOverhead, Limits, OperatorSettings, PredictorConfig};
 pub use provenance::Provenance;
 pub use stage::StageCost;
@@ -32,10 +40,14 @@ use crate::spec::device::DeviceSku;
 use crate::spec::model::ModelSpec;
 use crate::spec::ops::{LayerSum, Op, OpInput, stage_ops};
 use crate::spec::parallel::Parallelism;
+use cache::Key;
+use data_sheet::DataSheet;
+use forest::Forest;
 use interpolate::Interpolation;
 use linear::Polynomial;
 use roofline::{Roofline, RooflineContext};
 use stage::StageSettings;
+use table::{TableRules, Tables};
 
 /// The predicted time of one execution of an operator.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -54,6 +66,9 @@ pub trait OpModel: Send + Sync {
     /// The time of one execution at `input`.
     fn predict(&self, input: OpInput) -> Prediction;
 }
+
+/// One model per operator.
+pub type OpModels = Vec<(Op, Box<dyn OpModel>)>;
 
 /// Why there is no predictor.
 #[derive(Debug, thiserror::Error)]
@@ -92,7 +107,7 @@ pub enum PredictorError {
     },
     /// An operator has too few measurements.
     #[error(
-        "{file}: too few measurements of {op} to fit a polynomial; use the interpolate predictor, or measure more points"
+        "{file}: too few measurements of {op} to fit; use the interpolate predictor, or measure more points"
     )]
     NoFit {
         /// The operator.
@@ -102,27 +117,86 @@ pub enum PredictorError {
     },
 }
 
-/// Builds the predictor that `config` describes from the profiles in `root`.
+/// What a predictor answers for, and where its profiles lie.
+#[derive(Clone, Copy, Debug)]
+pub struct System<'a> {
+    /// The profiles.
+    pub root: &'a ProfileRoot,
+    /// The model.
+    pub model: &'a ModelSpec,
+    /// The device.
+    pub device: &'a DeviceSku,
+    /// How the devices of a replica are wired: the folder of the network profiles.
+    pub network_device: Option<&'a str>,
+    /// How the model is split.
+    pub parallel: Parallelism,
+}
+
+/// Builds the predictor that `config` describes for `system`. Fitted tables are kept in `cache`.
 ///
 /// # Errors
-/// When a profile is missing or cannot be used, or the model cannot be split as asked.
+/// When a setting makes no sense, a profile is missing or cannot be used, the data sheet lacks a
+/// figure, or the model cannot be split as asked.
 pub fn build(
     config: &PredictorConfig,
-    root: &ProfileRoot,
-    model: &ModelSpec,
-    device: &DeviceSku,
-    network_device: Option<&str>,
-    parallel: Parallelism,
+    system: &System<'_>,
     limits: Limits,
+    cache: &TableCache,
 ) -> Result<(Box<dyn CostModel>, Provenance), PredictorError> {
-    if let PredictorConfig::Table(settings) = config {
-        let cost = TableCost::read(settings, model, parallel)?;
-        return Ok((Box::new(cost), Provenance::of_tables(settings)));
+    config.check().map_err(PredictorError::Setting)?;
+    system.parallel.check(system.model).map_err(PredictorError::Setting)?;
+    match config {
+        PredictorConfig::Interpolate(settings) | PredictorConfig::Linear(settings) => {
+            let profiles = load(config, system)?;
+            let cost = per_operator(config, settings, system, limits, &profiles)?;
+            Ok((Box::new(cost), Provenance::of(config, &profiles)))
+        }
+        PredictorConfig::Forest(settings) => {
+            let profiles = load(config, system)?;
+            let key = Key::of(config, system, limits, &profiles);
+            let tables = match cache.read(&key) {
+                Some(sheets) => Tables::from_sheets(sheets),
+                None => {
+                    let fitted = Tables::of_forests(&profiles, settings, system.model, limits)?;
+                    cache.write(&key, &fitted.to_sheets());
+                    fitted
+                }
+            };
+            let cost = TableCost::new(
+                tables.in_order(system.model, system.parallel),
+                system.model,
+                system.parallel,
+                TableRules {
+                    overhead: settings.attention_batching_overhead,
+                    all_reduce_launch_ms: settings.all_reduce_launch_ms,
+                    host_stages: settings.cpu_overhead_stages,
+                },
+            );
+            Ok((Box::new(cost), Provenance::of(config, &profiles)))
+        }
+        PredictorConfig::Roofline(settings) => {
+            let ops = ops_of(system.model, system.parallel, LayerSum::Engine);
+            let models = DataSheet::all(&ops, system, settings)?;
+            let sum = StageSettings::plain(limits);
+            let cost = StageCost::new(models, system.model, system.parallel, &sum);
+            Ok((Box::new(cost), Provenance::of_data_sheet(config, settings, system.device)))
+        }
+        PredictorConfig::Table(settings) => {
+            let cost = TableCost::read(settings, system.model, system.parallel)?;
+            Ok((Box::new(cost), Provenance::of_tables(settings)))
+        }
     }
-    let settings = config.settings().cloned().unwrap_or_default();
-    settings.check().map_err(PredictorError::Setting)?;
-    let profiles = load(config, root, model, device, network_device, parallel)?;
-    let context = RooflineContext::new(model, parallel, device);
+}
+
+/// One fitted model per operator.
+fn per_operator(
+    config: &PredictorConfig,
+    settings: &OperatorSettings,
+    system: &System<'_>,
+    limits: Limits,
+    profiles: &ProfileSet,
+) -> Result<StageCost, PredictorError> {
+    let context = RooflineContext::new(system.model, system.parallel, system.device);
     let mut models = Vec::with_capacity(profiles.ops.len());
     for samples in &profiles.ops {
         models.push((samples.op, fit(config, samples, &Roofline::new(samples.op, &context))?));
@@ -131,27 +205,24 @@ pub fn build(
         layer_sum: settings.layer_sum,
         attention_batching_overhead: settings.attention_batching_overhead,
         all_reduce_launch_ms: settings.all_reduce_launch_ms,
+        host_stages: settings.cpu_overhead_stages,
         limits,
     };
-    let cost = StageCost::new(models, model, parallel, &stage_settings);
-    Ok((Box::new(cost), Provenance::of(config, &profiles)))
+    Ok(StageCost::new(models, system.model, system.parallel, &stage_settings))
 }
 
 /// Loads the samples of every operator that the model runs when it is split like this.
 ///
 /// # Errors
 /// When a profile is missing or cannot be used, or the model cannot be split as asked.
-pub fn load(
-    config: &PredictorConfig,
-    root: &ProfileRoot,
-    model: &ModelSpec,
-    device: &DeviceSku,
-    network_device: Option<&str>,
-    parallel: Parallelism,
-) -> Result<ProfileSet, PredictorError> {
+pub fn load(config: &PredictorConfig, system: &System<'_>) -> Result<ProfileSet, PredictorError> {
+    let System { root, model, device, network_device, parallel } = *system;
     parallel.check(model).map_err(PredictorError::Setting)?;
-    let settings = config.settings().cloned().unwrap_or_default();
-    let ops = ops_of(model, parallel, settings.layer_sum);
+    let settings = config.settings().unwrap_or_default();
+    let mut ops = ops_of(model, parallel, settings.layer_sum);
+    if settings.cpu_overhead {
+        ops.push(Op::Host);
+    }
     let request = Request {
         model,
         device,
@@ -163,7 +234,7 @@ pub fn load(
     };
     let mut profiles = request.load(root)?;
     let context = RooflineContext::new(model, parallel, device);
-    plausible::check(&mut profiles, &context, settings.missing_values)?;
+    plausible::check(&mut profiles, &context, settings.implausible())?;
     Ok(profiles)
 }
 
@@ -191,8 +262,14 @@ pub fn fit(
             .map(|m| Box::new(m) as Box<dyn OpModel>)
             .ok_or_else(|| PredictorError::NoFit { op: samples.op, file: samples.file.clone() }),
         PredictorConfig::Linear(_) => Ok(Box::new(Polynomial::fit(samples, roofline)?)),
-        PredictorConfig::Table(_) => Err(PredictorError::Setting(
-            "predictor: table holds finished predictions, there is nothing to fit".into(),
-        )),
+        PredictorConfig::Forest(settings) => {
+            Ok(Box::new(Forest::fit(samples, settings, roofline)?))
+        }
+        PredictorConfig::Roofline(_) | PredictorConfig::Table(_) => {
+            Err(PredictorError::Setting(format!(
+                "predictor: {} is not fitted to profiles, there is nothing to fit",
+                config.name()
+            )))
+        }
     }
 }

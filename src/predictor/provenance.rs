@@ -1,9 +1,11 @@
 //! Where the numbers of a predictor come from, for the record of a run.
 
 use super::PredictorConfig;
+use super::data_sheet::DataSheetSettings;
 use super::features::axes;
 use super::interpolate::medians;
 use crate::dataset::read::{OpSamples, ProfileSet, SourceFile};
+use crate::spec::device::DeviceSku;
 use crate::spec::ops::{Feature, Op};
 use serde::Serialize;
 
@@ -12,6 +14,8 @@ use serde::Serialize;
 pub struct Provenance {
     /// The method, as the configuration names it.
     pub predictor: &'static str,
+    /// The method in a few words, with what a reader must know about it.
+    pub description: String,
     /// Every operator that is modelled.
     pub operators: Vec<OperatorProvenance>,
     /// Operators that the model runs and the profiles lack: they take no time.
@@ -56,6 +60,7 @@ pub struct MeasuredRange {
 pub fn measured(samples: &OpSamples) -> (usize, Vec<MeasuredRange>) {
     let names: &[&'static str] = match samples.op.feature() {
         _ if samples.op.is_collective() => &["bytes"],
+        _ if samples.op == Op::Host => &["sequences"],
         Feature::Tokens => &["tokens"],
         Feature::SampledTokens => &["sampled_tokens"],
         Feature::Prefill => &["chunk_tokens", "kv_tokens"],
@@ -78,10 +83,29 @@ impl Provenance {
     pub fn of_tables(settings: &super::TableSettings) -> Provenance {
         Provenance {
             predictor: "table",
+            description: "table".into(),
             operators: Vec::new(),
             not_modelled: Vec::new(),
             warnings: Vec::new(),
             notes: vec![format!("predictions given in {}", settings.dir.display())],
+            sources: Vec::new(),
+        }
+    }
+
+    /// The record of a predictor made from the data sheet of `device` alone.
+    pub fn of_data_sheet(
+        config: &PredictorConfig,
+        settings: &DataSheetSettings,
+        device: &DeviceSku,
+    ) -> Provenance {
+        let sheet = device.sources.iter().map(|s| format!("{}: {s}", device.name));
+        Provenance {
+            predictor: config.name(),
+            description: config.description(),
+            operators: Vec::new(),
+            not_modelled: Vec::new(),
+            warnings: Vec::new(),
+            notes: std::iter::once(settings.to_string()).chain(sheet).collect(),
             sources: Vec::new(),
         }
     }
@@ -105,6 +129,7 @@ impl Provenance {
         });
         Provenance {
             predictor: config.name(),
+            description: config.description(),
             operators: operators.collect(),
             not_modelled: profiles.not_measured.clone(),
             warnings: profiles.warnings.clone(),

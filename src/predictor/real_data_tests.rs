@@ -1,10 +1,14 @@
 //! Predictions from public profiles; they run where VIDUR_SHARED_DATA points at them.
 
+use super::config::HostStages;
 use super::cv::{HeldOut, held_out};
+use super::data_sheet::DataSheetSettings;
 use super::roofline::{Roofline, RooflineContext};
 use super::test_support::{device, model};
-use super::{Limits, OperatorSettings, PredictorConfig, PredictorError, build, fit, load};
-use crate::cost::{BatchShape, CostModel};
+use super::{
+    Limits, OperatorSettings, PredictorConfig, PredictorError, System, TableCache, build, fit, load,
+};
+use crate::cost::{BatchShape, CostModel, PrefillChunk};
 use crate::dataset::location::ProfileRoot;
 use crate::dataset::read::{MissingValues, OpSamples};
 use crate::ids::StageId;
@@ -12,6 +16,7 @@ use crate::spec::device::DeviceSku;
 use crate::spec::model::ModelSpec;
 use crate::spec::ops::Op;
 use crate::spec::parallel::Parallelism;
+use crate::units::SimDuration;
 
 fn profiles() -> Option<ProfileRoot> {
     let Some(data) = std::env::var_os("VIDUR_SHARED_DATA") else {
@@ -77,17 +82,20 @@ fn build_system(
     config: &PredictorConfig,
     i: usize,
 ) -> Result<(Box<dyn CostModel>, super::Provenance), PredictorError> {
-    let (_, model, device, parallel, network) = systems().into_iter().nth(i).unwrap();
-    build(config, root, &model, &device, network, parallel, LIMITS)
+    let (_, model, device, parallel, network_device) = systems().into_iter().nth(i).unwrap();
+    let system = System { root, model: &model, device: &device, network_device, parallel };
+    build(config, &system, LIMITS, &TableCache::off())
 }
 
 #[test]
 fn held_out_error_on_real_profiles() {
     let Some(root) = profiles() else { return };
     for config in [PredictorConfig::Interpolate(skipping()), PredictorConfig::Linear(skipping())] {
-        for (name, model, device, parallel, network) in systems() {
-            let set = load(&config, &root, &model, &device, network, parallel).unwrap();
-            let context = RooflineContext::new(&model, parallel, &device);
+        for (name, model, device, parallel, network_device) in systems() {
+            let (root, model, device) = (&root, &model, &device);
+            let system = System { root, model, device, network_device, parallel };
+            let set = load(&config, &system).unwrap();
+            let context = RooflineContext::new(model, parallel, device);
             for samples in &set.ops {
                 let roofline = Roofline::new(samples.op, &context);
                 let one_fit = |train: &[_]| {
@@ -175,12 +183,106 @@ fn a_decode_step_of_70b_on_two_a100_takes_what_its_weights_take_to_read() {
 }
 
 #[test]
+fn the_data_sheet_comes_near_the_measured_times_of_whole_batches() {
+    let Some(root) = profiles() else { return };
+    let config = PredictorConfig::Roofline(DataSheetSettings::default());
+    for i in 0..2 {
+        let measured = PredictorConfig::Interpolate(skipping());
+        let (measured, _) = build_system(&root, &measured, i).unwrap();
+        let (name, _, mut device, ..) = systems().into_iter().nth(i).unwrap();
+        device.link_bytes_per_s = Some(300e9);
+        let (_, model, _, parallel, _) = systems().into_iter().nth(i).unwrap();
+        let (root, model, device) = (&root, &model, &device);
+        let system = System { root, model, device, network_device: None, parallel };
+        let (sheet, provenance) = build(&config, &system, LIMITS, &TableCache::off()).unwrap();
+        assert!(provenance.description.ends_with("from the data sheet, not measured"));
+        for (chunk, kv, decodes, context) in [
+            (512, 0, 0, 0),
+            (2048, 0, 0, 0),
+            (0, 0, 1, 512),
+            (0, 0, 32, 1024),
+            (384, 512, 32, 1024),
+        ] {
+            let prefill = PrefillChunk { kv_tokens: kv, chunk_tokens: chunk, completes: false };
+            let b = BatchShape {
+                prefills: if chunk > 0 { vec![prefill] } else { Vec::new() },
+                num_decodes: decodes,
+                decode_kv_tokens: u64::from(decodes * context),
+            };
+            // The profiles have no LM head: compared are the operators that both know.
+            let known: Vec<Op> =
+                measured.stage_breakdown(StageId(0), &b).iter().map(|t| t.op).collect();
+            let ms = |cost: &dyn CostModel| -> f64 {
+                let times = cost.stage_breakdown(StageId(0), &b);
+                times.iter().filter(|t| known.contains(&t.op)).map(|t| t.ms).sum()
+            };
+            let (a, b) = (ms(&*sheet), ms(&*measured));
+            let off = 100.0 * (a / b - 1.0);
+            eprintln!(
+                "{name}: chunk {chunk} + {decodes} decodes: {a:.2} ms, measured {b:.2}, {off:+.0} %"
+            );
+            assert!(off.abs() < 50.0, "{name}: {off}");
+        }
+    }
+}
+
+#[test]
+fn host_time_of_an_engine_is_paid_once_a_batch_or_on_every_stage_as_asked() {
+    let Some(ProfileRoot::Directory(measured)) = profiles() else { return };
+    // Attention of this model is synthetic; its host time is measured.
+    let synthetic = measured.with_file_name("profiles-synthetic");
+    let root =
+        ProfileRoot::directory(std::env::join_paths([measured, synthetic]).unwrap()).unwrap();
+    let a100 = a100();
+    let model = ModelSpec {
+        name: "meta-llama/Llama-2-7b-hf".into(),
+        num_layers: 32,
+        hidden_size: 4096,
+        intermediate_size: 11008,
+        num_attention_heads: 32,
+        num_key_value_heads: 32,
+        head_dim: 128,
+        ..model()
+    };
+    let system = System {
+        root: &root,
+        model: &model,
+        device: &a100,
+        network_device: Some("a100_pairwise_nvlink"),
+        parallel: Parallelism { pipeline_parallel: 2, ..Parallelism::SINGLE },
+    };
+    let b = BatchShape { prefills: Vec::new(), num_decodes: 16, decode_kv_tokens: 16 * 1024 };
+    let with = |cpu_overhead, cpu_overhead_stages| {
+        let settings = OperatorSettings { cpu_overhead, cpu_overhead_stages, ..skipping() };
+        let config = PredictorConfig::Interpolate(settings);
+        let (cost, provenance) = build(&config, &system, LIMITS, &TableCache::off()).unwrap();
+        let stages = [0, 1].map(|s| cost.stage_cost(StageId(s), &b));
+        let host = provenance.operators.iter().find(|o| o.op == Op::Host).map(|o| o.points);
+        let first = cost.stage_breakdown(StageId(0), &b)[0];
+        (stages, host, first)
+    };
+    let (without, none, _) = with(false, HostStages::First);
+    assert_eq!((none, without[0].host), (None, SimDuration::ZERO));
+    let (first, points, op) = with(true, HostStages::First);
+    assert_eq!(points, Some(12), "batch sizes of the profile");
+    // Line 3 of the profile: batch 16.
+    assert!((op.ms - 1.796).abs() < 1e-3, "{}", op.ms);
+    assert_eq!((op.op, first[1]), (Op::Host, without[1]));
+    let added = first[0].duration.as_ms() - without[0].duration.as_ms();
+    assert!((added - op.ms).abs() < 1e-5 && (added - first[0].host.as_ms()).abs() < 1e-5);
+    let (every, ..) = with(true, HostStages::Every);
+    assert_eq!((every[0], every[1].host), (first[0], first[0].host));
+}
+
+#[test]
 fn models_are_exact_where_real_profiles_were_measured() {
     let Some(root) = profiles() else { return };
     let config = PredictorConfig::Interpolate(skipping());
-    for (_, model, device, parallel, network) in systems() {
-        let set = load(&config, &root, &model, &device, network, parallel).unwrap();
-        let context = RooflineContext::new(&model, parallel, &device);
+    for (_, model, device, parallel, network_device) in systems() {
+        let (root, model, device) = (&root, &model, &device);
+        let system = System { root, model, device, network_device, parallel };
+        let set = load(&config, &system).unwrap();
+        let context = RooflineContext::new(model, parallel, device);
         for samples in &set.ops {
             let m = fit(&config, samples, &Roofline::new(samples.op, &context)).unwrap();
             for (row, x, ms, _) in super::interpolate::medians(&samples.points) {

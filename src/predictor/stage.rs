@@ -7,9 +7,9 @@
 //! 2²¹ ms are exact in 64-bit floats in any order, so that the table and
 //! [`CostModel::stage_breakdown`] agree to the nanosecond.
 
-use super::config::{AttentionBatchingOverhead, Limits};
+use super::config::{AttentionBatchingOverhead, HostStages, Limits};
 use super::window::equivalent_chunk;
-use super::{OpModel, Prediction};
+use super::{OpModel, OpModels, Prediction};
 use crate::cost::{BatchShape, CostModel, OpTime, StepCost};
 use crate::ids::StageId;
 use crate::spec::model::ModelSpec;
@@ -24,6 +24,7 @@ pub struct StageCost {
     stages: Vec<Stage>,
     message_bytes_per_token: f64,
     all_reduce_launch_ms: f64,
+    host_stages: HostStages,
     /// Factors on attention over several sequences; 1 for models without grouped queries.
     prefill_factor: f64,
     decode_factor: f64,
@@ -50,8 +51,23 @@ pub struct StageSettings {
     pub attention_batching_overhead: AttentionBatchingOverhead,
     /// Added to the profile of every all-reduce, milliseconds.
     pub all_reduce_launch_ms: f64,
+    /// Which stages pay the host's time, when it is modelled.
+    pub host_stages: HostStages,
     /// Largest batch for which times are worked out beforehand.
     pub limits: Limits,
+}
+
+impl StageSettings {
+    /// What an engine runs, nothing added.
+    pub fn plain(limits: Limits) -> StageSettings {
+        StageSettings {
+            layer_sum: LayerSum::Engine,
+            attention_batching_overhead: AttentionBatchingOverhead::default(),
+            all_reduce_launch_ms: 0.0,
+            host_stages: HostStages::First,
+            limits,
+        }
+    }
 }
 
 /// Rounds to a multiple of 2⁻³² ms, and keeps sums far inside the range of [`SimDuration`].
@@ -65,7 +81,7 @@ fn rounded(ms: f64) -> f64 {
 impl StageCost {
     /// Puts the stages of `model` together from operator models. Collectives are asked for bytes.
     pub fn new(
-        op_models: Vec<(Op, Box<dyn OpModel>)>,
+        op_models: OpModels,
         model: &ModelSpec,
         parallel: Parallelism,
         settings: &StageSettings,
@@ -81,6 +97,7 @@ impl StageCost {
             stages: Vec::new(),
             message_bytes_per_token: f64::from(model.hidden_size) * model.dtype.bytes(),
             all_reduce_launch_ms: settings.all_reduce_launch_ms,
+            host_stages: settings.host_stages,
             prefill_factor: factor(settings.attention_batching_overhead.prefill),
             decode_factor: factor(settings.attention_batching_overhead.decode),
         };
@@ -161,6 +178,15 @@ impl StageCost {
         Some(Prediction { ms: rounded(p.ms * f64::from(o.repeats) * factor), ..p })
     }
 
+    /// The engine's work on the host before the batch starts; `None` where the stage has none.
+    fn host(&self, stage: StageId, batch: &BatchShape) -> Option<Prediction> {
+        let model = self.models[Op::Host as usize].as_ref()?;
+        let sequences = batch.prefills.len() as u64 + u64::from(batch.num_decodes);
+        let p =
+            self.host_stages.pays(stage.0).then(|| model.predict(OpInput::Tokens(sequences)))?;
+        Some(Prediction { ms: rounded(p.ms), ..p })
+    }
+
     /// All repetitions of one operator; `None` when the batch does not need it.
     fn op_time(&self, o: StageOp, batch: &BatchShape) -> Option<Prediction> {
         match o.op.feature() {
@@ -180,6 +206,7 @@ impl CostModel for StageCost {
     }
 
     fn stage_cost(&self, stage: StageId, batch: &BatchShape) -> StepCost {
+        let host = self.host(stage, batch).unwrap_or_default();
         let stage = &self.stages[stage.index()];
         let look_up = |table: &[Prediction], n: u64| match table {
             [] => Some(Prediction::default()),
@@ -196,12 +223,22 @@ impl CostModel for StageCost {
             // Larger than the tables were made for.
             _ => self.sum(stage.ops.iter().filter_map(|o| self.op_time(*o, batch))),
         };
+        let total = self.sum([host, total].into_iter());
         let (duration, fraction) = SimDuration::split_ms(total.ms);
-        StepCost { duration, fraction, host: SimDuration::ZERO, extrapolated: total.extrapolated }
+        StepCost {
+            duration,
+            fraction,
+            host: SimDuration::from_ms(host.ms),
+            extrapolated: total.extrapolated,
+        }
     }
 
     fn stage_breakdown(&self, stage: StageId, batch: &BatchShape) -> Vec<OpTime> {
-        let mut times: Vec<OpTime> = Vec::new();
+        let host = self.host(stage, batch);
+        let mut times: Vec<OpTime> = host
+            .map(|p| OpTime { op: Op::Host, ms: p.ms, extrapolated: p.extrapolated })
+            .into_iter()
+            .collect();
         for o in &self.stages[stage.index()].ops {
             let Some(p) = self.op_time(*o, batch) else { continue };
             match times.last_mut() {

@@ -1,5 +1,6 @@
 //! Tests of [`StageCost`] against the plain sum over operators.
 
+use super::config::HostStages;
 use super::test_support::{Ramp, model};
 use super::{AttentionBatchingOverhead, Limits, OpModel, StageCost, ops_of, stage::StageSettings};
 use crate::cost::{BatchShape, CostModel, PrefillChunk};
@@ -17,6 +18,7 @@ fn settings(layer_sum: LayerSum) -> StageSettings {
         layer_sum,
         attention_batching_overhead: AttentionBatchingOverhead::default(),
         all_reduce_launch_ms: 0.02,
+        host_stages: HostStages::First,
         limits: LIMITS,
     }
 }

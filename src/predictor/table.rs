@@ -1,6 +1,6 @@
-//! Given tables: the predictions of another program's regressors, looked up as microsoft/vidur
-//! looks them up. With these as predictor, two simulators can be compared apart from their
-//! regressors.
+//! Tables of predictions, looked up as microsoft/vidur looks them up. They are given (the predictions
+//! of another program's regressors: two simulators can then be compared apart from these), or
+//! compiled from our own forests (the `forest` predictor).
 //!
 //! A folder holds `<operator>.csv` or `.csv.gz` with the columns `num_tokens`, or `batch_size` and
 //! `kv_cache_size`, or `kv_cache_size` and `prefill_chunk_size_squared`, and `prediction` in
@@ -15,17 +15,16 @@
 //! A question outside a table is answered with the table's nearest entry, scaled by the amount of
 //! work beyond it, and counts as extrapolated.
 
-use super::{AttentionBatchingOverhead, PredictorError};
+use super::config::{AttentionBatchingOverhead, HostStages};
+use super::{PredictorError, table_read};
 use crate::cost::{BatchShape, CostModel, OpTime, StepCost};
 use crate::ids::StageId;
 use crate::spec::model::{LayerLayout, ModelSpec};
 use crate::spec::ops::Op;
 use crate::spec::parallel::Parallelism;
 use crate::units::SimDuration;
-use csv::ByteRecord;
 use serde::{Deserialize, Serialize};
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Settings of the `table` predictor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -49,12 +48,12 @@ fn launch_ms() -> f64 {
 }
 
 /// Contexts are rounded up to a multiple of this.
-const KV_STEP: u64 = 64;
+pub(super) const KV_STEP: u64 = 64;
 /// Tokens are rounded up to a multiple of this.
-const TOKEN_STEP: u64 = 8;
+pub(super) const TOKEN_STEP: u64 = 8;
 
 /// Host operators, in the order in which Vidur adds them.
-const HOST_OPS: [&str; 5] =
+pub(super) const HOST_OPS: [&str; 5] =
     ["schedule", "sampler_e2e", "prepare_inputs_e2e", "process_model_outputs", "ray_comm_time"];
 
 /// A table over a grid: rows by `row - first_row`, columns by `(column - first) / step`.
@@ -79,6 +78,7 @@ pub struct TableCost {
     send_recv: Vec<f64>,
     /// By sequences in the batch.
     host: Vec<f64>,
+    host_stages: HostStages,
     overhead: AttentionBatchingOverhead,
 }
 
@@ -89,10 +89,12 @@ struct Found {
     outside: bool,
 }
 
-/// The entry at `index`, or the last one scaled by the work beyond it.
+/// The entry at `index`, or the last one scaled by the work beyond it. An empty table is an
+/// operator that is not modelled, and takes no time.
 fn look_up(table: &[f64], index: u64) -> Found {
     match table.get(index as usize) {
         Some(&ms) => Found { ms, outside: false },
+        None if table.is_empty() => Found::default(),
         None => {
             let last = table.len().saturating_sub(1);
             let ms = table.last().copied().unwrap_or(0.0);
@@ -115,6 +117,53 @@ impl Grid {
     }
 }
 
+/// The tables of one execution of each operator, before they are added up. Milliseconds.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Tables {
+    /// Operators of a layer by tokens / [`TOKEN_STEP`], in the order of [`layer_ops`].
+    pub token_ops: Vec<(Op, Vec<f64>)>,
+    /// By tokens. Empty when not modelled.
+    pub kv_save: Vec<f64>,
+    /// Rows by sequences from 1, columns by context / [`KV_STEP`] from 0.
+    pub decode: Vec<Vec<f64>>,
+    /// Rows by context / [`KV_STEP`] from 0, columns by chunk from 1.
+    pub prefill: Vec<Vec<f64>>,
+    /// By tokens / [`TOKEN_STEP`]. Empty with one stage.
+    pub send_recv: Vec<f64>,
+    /// By sequences. Empty when not modelled.
+    pub host: Vec<f64>,
+}
+
+/// How tables are added up.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TableRules {
+    pub overhead: AttentionBatchingOverhead,
+    pub all_reduce_launch_ms: f64,
+    pub host_stages: HostStages,
+}
+
+/// The operators of one layer that depend on tokens rounded to eight, in the order in which Vidur
+/// adds them.
+pub(super) fn layer_ops(model: &ModelSpec, parallel: Parallelism) -> Vec<Op> {
+    let mut ops = vec![
+        Op::AttnPreProj,
+        Op::AttnPostProj,
+        Op::AttnRope,
+        Op::InputLayernorm,
+        Op::MlpUpProj,
+        Op::MlpDownProj,
+        Op::MlpAct,
+        Op::Add,
+    ];
+    if model.layer_layout != LayerLayout::Parallel {
+        ops.push(Op::PostAttentionLayernorm);
+    }
+    if parallel.tensor_parallel > 1 {
+        ops.push(Op::AllReduce);
+    }
+    ops
+}
+
 impl TableCost {
     /// Reads the tables of `settings.dir` for `model`, split as `parallel`.
     ///
@@ -125,31 +174,26 @@ impl TableCost {
         model: &ModelSpec,
         parallel: Parallelism,
     ) -> Result<Self, PredictorError> {
-        let dir = &settings.dir;
-        let mut token_ops = Vec::new();
-        let mut ops = vec![
-            Op::AttnPreProj,
-            Op::AttnPostProj,
-            Op::AttnRope,
-            Op::InputLayernorm,
-            Op::MlpUpProj,
-            Op::MlpDownProj,
-            Op::MlpAct,
-            Op::Add,
-        ];
-        if model.layer_layout != LayerLayout::Parallel {
-            ops.push(Op::PostAttentionLayernorm);
-        }
-        if parallel.tensor_parallel > 1 {
-            ops.push(Op::AllReduce);
-        }
-        for op in ops {
-            let mut table = every_eighth(&line(dir, op.name(), "num_tokens")?);
-            if op == Op::AllReduce {
-                // Twice a layer, each with its launch.
-                table.iter_mut().for_each(|ms| *ms = 2.0 * (*ms + settings.all_reduce_launch_ms));
-            }
-            token_ops.push((op, table));
+        let tables = table_read::read(settings, model, parallel)?;
+        let rules = TableRules {
+            overhead: settings.attention_batching_overhead,
+            all_reduce_launch_ms: settings.all_reduce_launch_ms,
+            host_stages: HostStages::Every,
+        };
+        Ok(TableCost::new(tables, model, parallel, rules))
+    }
+
+    /// Adds `tables` up for `model`, split as `parallel`.
+    pub(super) fn new(
+        tables: Tables,
+        model: &ModelSpec,
+        parallel: Parallelism,
+        rules: TableRules,
+    ) -> Self {
+        let mut token_ops = tables.token_ops;
+        for (_, table) in token_ops.iter_mut().filter(|(op, _)| *op == Op::AllReduce) {
+            // Twice a layer, each with its launch.
+            table.iter_mut().for_each(|ms| *ms = 2.0 * (*ms + rules.all_reduce_launch_ms));
         }
         let longest = token_ops.iter().map(|(_, t)| t.len()).max().unwrap_or(0);
         let sum = |i: usize| token_ops.iter().map(|(_, t)| look_up(t, i as u64).ms).sum();
@@ -157,32 +201,23 @@ impl TableCost {
         let layers = (0..parallel.pipeline_parallel)
             .map(|stage| f64::from(parallel.layers_in_stage(model.num_layers, stage)))
             .collect();
-        let send_recv = match parallel.pipeline_parallel {
-            1 => Vec::new(),
-            _ => every_eighth(&line(dir, Op::SendRecv.name(), "num_tokens")?),
-        };
-        let mut host: Vec<f64> = Vec::new();
-        for name in HOST_OPS.iter().filter(|_| settings.cpu_overhead) {
-            let table = line(dir, name, "batch_size")?;
-            host.resize(host.len().max(table.len()), 0.0);
-            host.iter_mut().zip(&table).for_each(|(sum, ms)| *sum += ms);
-        }
         let grouped = model.num_attention_heads > model.num_key_value_heads;
-        Ok(TableCost {
+        TableCost {
             stages: parallel.pipeline_parallel,
             layers,
             token_ops,
             per_token,
-            kv_save: line(dir, Op::AttnKvCacheSave.name(), "num_tokens")?,
-            decode: decode_grid(dir)?,
-            prefill: prefill_grid(dir)?,
-            send_recv,
-            host,
+            kv_save: tables.kv_save,
+            decode: Grid { values: tables.decode, first_row: 1 },
+            prefill: Grid { values: tables.prefill, first_row: 0 },
+            send_recv: tables.send_recv,
+            host: tables.host,
+            host_stages: rules.host_stages,
             overhead: match grouped {
-                true => settings.attention_batching_overhead,
+                true => rules.overhead,
                 false => AttentionBatchingOverhead::default(),
             },
-        })
+        }
     }
 
     fn decode(&self, batch: &BatchShape) -> Found {
@@ -213,8 +248,8 @@ impl TableCost {
         found
     }
 
-    fn host_ms(&self, batch: &BatchShape) -> Found {
-        if self.host.is_empty() {
+    fn host_ms(&self, stage: StageId, batch: &BatchShape) -> Found {
+        if !self.host_stages.pays(stage.0) {
             return Found::default();
         }
         look_up(&self.host, batch.prefills.len() as u64 + u64::from(batch.num_decodes))
@@ -232,7 +267,7 @@ impl CostModel for TableCost {
         let per_token = look_up(&self.per_token, eighths);
         let save = look_up(&self.kv_save, tokens);
         let (decode, prefill, host) =
-            (self.decode(batch), self.prefill(batch), self.host_ms(batch));
+            (self.decode(batch), self.prefill(batch), self.host_ms(stage, batch));
         let send = match stage.0 + 1 < self.stages {
             true => look_up(&self.send_recv, eighths),
             false => Found::default(),
@@ -268,113 +303,7 @@ impl CostModel for TableCost {
         if stage.0 + 1 < self.stages {
             push(Op::SendRecv, look_up(&self.send_recv, eighths), 1.0);
         }
-        push(Op::Host, self.host_ms(batch), 1.0);
+        push(Op::Host, self.host_ms(stage, batch), 1.0);
         times
     }
-}
-
-/// Every eighth entry: the only ones that rounded keys reach.
-fn every_eighth(table: &[f64]) -> Vec<f64> {
-    table.iter().step_by(TOKEN_STEP as usize).copied().collect()
-}
-
-/// A table over one key from 1 on, as values by key; entry 0 is 0.
-fn line(dir: &Path, name: &str, key: &str) -> Result<Vec<f64>, PredictorError> {
-    let mut values = vec![0.0];
-    read_rows(dir, name, [key, "prediction"], |[at, ms]| {
-        if at != values.len() as f64 {
-            return Err(format!(
-                "{key} is {at}; expected {}: each value once, from 1",
-                values.len()
-            ));
-        }
-        values.push(ms);
-        Ok(())
-    })?;
-    Ok(values)
-}
-
-/// Rows by sequences from 1, columns by context / 64 from 0.
-fn decode_grid(dir: &Path) -> Result<Grid, PredictorError> {
-    let mut grid = Grid { values: Vec::new(), first_row: 1 };
-    let keys = ["batch_size", "kv_cache_size", "prediction"];
-    read_rows(dir, Op::AttnDecode.name(), keys, |[batch, kv, ms]| {
-        push_cell(&mut grid, batch, kv / KV_STEP as f64, ms)
-    })?;
-    Ok(grid)
-}
-
-/// Rows by context / 64 from 0, columns by chunk from 1.
-fn prefill_grid(dir: &Path) -> Result<Grid, PredictorError> {
-    let mut grid = Grid { values: Vec::new(), first_row: 0 };
-    let keys = ["kv_cache_size", "prefill_chunk_size_squared", "prediction"];
-    read_rows(dir, Op::AttnPrefill.name(), keys, |[kv, squared, ms]| {
-        push_cell(&mut grid, kv / KV_STEP as f64, squared.sqrt() - 1.0, ms)
-    })?;
-    Ok(grid)
-}
-
-/// Appends a cell; rows and columns come in order, none left out.
-fn push_cell(grid: &mut Grid, row: f64, column: f64, ms: f64) -> Result<(), String> {
-    if column == 0.0 {
-        grid.values.push(Vec::new());
-    }
-    let rows = grid.values.len() as u64;
-    let Some(values) = grid.values.last_mut() else {
-        return Err("expected the rows in ascending order of both keys".into());
-    };
-    if row != (rows - 1 + grid.first_row) as f64 || column != values.len() as f64 {
-        return Err(
-            "expected every pair of keys once, in ascending order, in steps of 64 tokens of \
-                    context"
-                .into(),
-        );
-    }
-    values.push(ms);
-    Ok(())
-}
-
-/// Calls `take` with the numbers of the asked columns, row by row.
-fn read_rows<const N: usize>(
-    dir: &Path,
-    name: &str,
-    columns: [&str; N],
-    mut take: impl FnMut([f64; N]) -> Result<(), String>,
-) -> Result<(), PredictorError> {
-    let plain = dir.join(format!("{name}.csv"));
-    let packed = dir.join(format!("{name}.csv.gz"));
-    let path = if plain.exists() { plain } else { packed };
-    let shown = path.display().to_string();
-    let error = |line: u64, message: String| PredictorError::Table {
-        at: if line == 0 { shown.clone() } else { format!("{shown}:{line}") },
-        message,
-    };
-    let io = |e: std::io::Error| error(0, format!("{e}; expected a table of {name}"));
-    let bytes = std::fs::read(&path).map_err(io)?;
-    let mut text = Vec::new();
-    match bytes.starts_with(&[0x1f, 0x8b]) {
-        true => flate2::read::MultiGzDecoder::new(&bytes[..]).read_to_end(&mut text).map_err(io)?,
-        false => bytes.as_slice().read_to_end(&mut text).map_err(io)?,
-    };
-    let mut reader = csv::Reader::from_reader(&text[..]);
-    let header = reader.byte_headers().map_err(|e| error(1, e.to_string()))?.clone();
-    let mut positions = [0; N];
-    for (position, column) in positions.iter_mut().zip(columns) {
-        let found = header.iter().position(|c| c == column.as_bytes());
-        *position = found.ok_or_else(|| error(1, format!("no column {column}")))?;
-    }
-    let mut record = ByteRecord::new();
-    while reader.read_byte_record(&mut record).map_err(|e| error(0, e.to_string()))? {
-        let line = record.position().map_or(0, csv::Position::line);
-        let mut numbers = [0.0; N];
-        for ((number, position), column) in numbers.iter_mut().zip(positions).zip(columns) {
-            let cell = String::from_utf8_lossy(record.get(position).unwrap_or_default());
-            *number =
-                cell.trim().parse().ok().filter(|v: &f64| v.is_finite() && *v >= 0.0).ok_or_else(
-                    || error(line, format!("{column} is {cell:?}; expected a number, 0 or more")),
-                )?;
-        }
-        take(numbers).map_err(|message| error(line, message))?;
-    }
-    Ok(())
 }

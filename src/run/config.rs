@@ -21,7 +21,8 @@ pub struct RunConfig {
     /// How each replica forms batches.
     pub scheduler: SchedulerConfig,
     /// Folder of the profiles; without it `data/profiling` if that has what is asked for, else the
-    /// profiles compiled into the program. May name environment variables: `${NAME}`.
+    /// profiles compiled into the program. Several folders, separated as in PATH, are searched in
+    /// this order, file by file. May name environment variables: `${NAME}`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub profiling_dir: Option<PathBuf>,
     /// How profiles become step times.

@@ -5,7 +5,7 @@ use super::lookup::{self, ResolveError, at};
 use super::overrides::expand;
 use crate::cost::CostModel;
 use crate::metrics::{RecordOptions, Recorder, StageFlops};
-use crate::predictor::{self, Limits, PredictorConfig, Provenance};
+use crate::predictor::{self, Limits, PredictorConfig, Provenance, System, TableCache};
 use crate::sim::{self, BatchLimits, Defects, Observer, Outcome, SimConfig, SimError};
 use crate::spec::catalog::Catalog;
 use crate::spec::device::DeviceSku;
@@ -78,7 +78,19 @@ impl Run {
     ///
     /// # Errors
     /// The first thing that does not hold.
-    pub fn resolve(mut config: RunConfig, catalog: &Catalog) -> Result<Self, ResolveError> {
+    pub fn resolve(config: RunConfig, catalog: &Catalog) -> Result<Self, ResolveError> {
+        Run::resolve_with(config, catalog, &TableCache::off())
+    }
+
+    /// As [`Run::resolve`], with fitted tables kept in `cache`.
+    ///
+    /// # Errors
+    /// The first thing that does not hold.
+    pub fn resolve_with(
+        mut config: RunConfig,
+        catalog: &Catalog,
+        cache: &TableCache,
+    ) -> Result<Self, ResolveError> {
         expand_paths(&mut config)?;
         let model = catalog.model(&config.model).map_err(at("model"))?;
         let cluster = &config.cluster;
@@ -100,19 +112,22 @@ impl Run {
         let sku = &config.cluster.sku;
         let root = lookup::profile_root(config.profiling_dir.as_deref(), sku, &model)?;
         let device = lookup::device(sku, catalog, &root)?;
-        let dtype = compute_dtype(&model, &device);
+        let dtype = device.compute_dtype(model.dtype);
         let (kv, num_blocks) = size_kv(&config, &model, &device, parallel, dtype, limits)?;
 
         let workload = config.workload.build(config.seed).map_err(plain)?;
         check_context(&workload, &model)?;
         let (cost, provenance) = predictor::build(
             &config.predictor,
-            &root,
-            &model,
-            &device,
-            cluster.network_device.as_deref(),
-            parallel,
+            &System {
+                root: &root,
+                model: &model,
+                device: &device,
+                network_device: cluster.network_device.as_deref(),
+                parallel,
+            },
             Limits { max_batch_tokens: limits.max_tokens, max_batch_size: limits.max_seqs },
+            cache,
         )
         .map_err(plain)?;
         let sim = SimConfig {
@@ -184,7 +199,7 @@ impl Run {
 
     /// The number format that the model runs in.
     fn dtype(&self) -> Dtype {
-        compute_dtype(&self.model, &self.device)
+        self.device.compute_dtype(self.model.dtype)
     }
 
     /// What ran.
@@ -213,14 +228,6 @@ fn expand_paths(config: &mut RunConfig) -> Result<(), ResolveError> {
         *file = expand(&file.to_string_lossy(), variable).map_err(at("workload"))?.into();
     }
     Ok(())
-}
-
-/// The number format that the model runs in: its own where the device computes in it, else the
-/// widest that the device has.
-fn compute_dtype(model: &ModelSpec, device: &DeviceSku) -> Dtype {
-    let has = |dtype: &Dtype| device.peak_flops_per_s.contains_key(dtype);
-    let widest = device.peak_flops_per_s.keys().max_by_key(|d| d.bits());
-    if has(&model.dtype) { model.dtype } else { widest.copied().unwrap_or(model.dtype) }
 }
 
 fn check_kv(config: &RunConfig) -> Result<(), ResolveError> {

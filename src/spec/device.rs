@@ -97,6 +97,15 @@ impl DeviceSku {
         self.peak_flops_per_s.get(&dtype).or_else(|| self.peak_flops_per_s.get(&other)).copied()
     }
 
+    /// The number format that a model stored as `own` runs in: its own where the device computes
+    /// in it, else the widest that the device has.
+    pub fn compute_dtype(&self, own: Dtype) -> Dtype {
+        if self.peak_flops_per_s.contains_key(&own) {
+            return own;
+        }
+        self.peak_flops_per_s.keys().max_by_key(|d| d.bits()).copied().unwrap_or(own)
+    }
+
     /// Checks that every figure is a positive, finite number and says where it comes from.
     ///
     /// # Errors

@@ -217,7 +217,7 @@ impl ModelSpec {
 
     /// Bytes of all weights in [`ModelSpec::dtype`].
     ///
-    /// `params · bytes per element`  [bytes]
+    /// `params · bytes per element`  in bytes
     pub fn weight_bytes(&self) -> f64 {
         self.params() as f64 * self.dtype.bytes()
     }

@@ -246,3 +246,53 @@ fn a_model_can_be_profiled_fitted_and_simulated() {
     ]);
     assert!(shown.contains("me/tiny on here"), "{shown}");
 }
+
+#[test]
+fn any_model_on_any_device_of_the_catalogue_runs_from_the_data_sheet_and_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let roofline = |more: &[&str]| {
+        let mut args = vec!["simulate", "--set", "predictor.roofline={}"];
+        args.extend(["--set", "workload.synthetic.num_requests=20"]);
+        args.extend(more);
+        vidur_in(dir.path(), &args)
+    };
+    let llama = ["--model", "meta-llama/Llama-3.1-8B", "--sku", "h100_sxm", "--output-dir", "a"];
+    let (code, stdout, stderr) = roofline(&llama);
+    assert_eq!(code, 0, "{stderr}");
+    let said = "step times   roofline: from the data sheet, not measured\n             70 % of peak \
+                arithmetic, 80 % of memory bandwidth, 3 us a kernel\n";
+    assert!(stdout.contains(said), "{stdout}");
+    let summary = fs::read(dir.path().join("a/summary.json")).unwrap();
+    let summary: serde_json::Value = serde_json::from_slice(&summary).unwrap();
+    assert_eq!(summary["provenance"]["description"], "roofline: from the data sheet, not measured");
+    assert_eq!(summary["summary"]["extrapolated_percent"], 100.0);
+    // The built-in CPU has no link to share a layer over.
+    let (code, _, stderr) = roofline(&["--set", "cluster.tensor_parallel=2"]);
+    assert_eq!(code, 2);
+    assert!(stderr.contains("cpu-intel-xeon-2c states no link_bytes_per_s"), "{stderr}");
+}
+
+#[test]
+fn fitted_forests_are_kept_unless_no_cache_is_asked_and_change_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = dir.path().join("cache");
+    let run = |more: &[&str]| {
+        let output = Command::cargo_bin("vidur")
+            .unwrap()
+            .current_dir(dir.path())
+            .env("VIDUR_CACHE_DIR", &cache)
+            .args(["simulate", "--no-output", "--set", "workload.synthetic.num_requests=20"])
+            .args(["--set", "predictor.forest.num_trees=3"])
+            .args(more)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
+    };
+    let fresh = run(&["--no-cache"]);
+    assert!(!cache.exists());
+    assert_eq!(run(&[]), fresh);
+    assert_eq!(fs::read_dir(cache.join("tables")).unwrap().count(), 1);
+    assert_eq!(run(&[]), fresh);
+    assert_eq!(run(&["--no-cache"]), fresh);
+}

@@ -7,7 +7,7 @@ use vidur::run::{Run, RunConfig};
 use vidur::sim::Invariants;
 use vidur::spec::catalog::Catalog;
 
-fn shared() -> Option<PathBuf> {
+pub fn shared() -> Option<PathBuf> {
     let dir = std::env::var_os("VIDUR_SHARED_DATA").map(PathBuf::from);
     if dir.is_none() {
         eprintln!("skipped: VIDUR_SHARED_DATA is not set");
@@ -17,14 +17,14 @@ fn shared() -> Option<PathBuf> {
 
 /// The columns that are compared, request by request, in seconds; restarts are counted.
 #[derive(Clone, Copy, Debug)]
-struct Row {
-    e2e: f64,
+pub struct Row {
+    pub e2e: f64,
     ttft: f64,
     delay: f64,
     restarts: u32,
 }
 
-fn reference(shared: &Path, run: &str) -> Vec<Row> {
+pub fn reference(shared: &Path, run: &str) -> Vec<Row> {
     let path = shared.join("vidur/reference/runs").join(run).join("request_metrics.csv");
     let mut reader = csv::Reader::from_path(path).unwrap();
     let header = reader.headers().unwrap().clone();
@@ -48,8 +48,13 @@ fn reference(shared: &Path, run: &str) -> Vec<Row> {
 
 /// Runs a config file as the command line does, invariants on.
 fn simulate(path: &str) -> (Vec<Row>, Recorder) {
+    simulate_with(path, &[])
+}
+
+/// The same, with fields changed as by `--set`.
+pub fn simulate_with(path: &str, sets: &[String]) -> (Vec<Row>, Recorder) {
     let text = std::fs::read_to_string(path).unwrap();
-    let config = RunConfig::load(&text, path, &[]).unwrap_or_else(|e| panic!("{e}"));
+    let config = RunConfig::load(&text, path, sets).unwrap_or_else(|e| panic!("{e}"));
     let run = Run::resolve(config, &Catalog::open(None)).unwrap_or_else(|e| panic!("{e}"));
     let (_, recorder, invariants) =
         run.execute(false, Invariants::new(run.limits)).unwrap_or_else(|e| panic!("{path}: {e}"));

@@ -3,6 +3,7 @@
 
 mod cli;
 mod conformance;
+mod conformance_forest;
 mod metrics;
 mod metrics_files;
 mod sim_properties;

@@ -23,7 +23,8 @@ fn json(path: impl AsRef<Path>) -> Value {
 #[test]
 fn the_bench_file_has_vllms_keys_in_its_order_and_agrees_with_the_summary() {
     let dir = tempfile::tempdir().unwrap();
-    let sets = ["slo.ttft_ms=2000", "metrics.date=20260101-000000", "metrics.dialect=vidur"];
+    let rate = "workload.synthetic.arrivals.poisson.requests_per_s=0.3";
+    let sets = [rate, "slo.ttft_ms=2000", "metrics.date=20260101-000000", "metrics.dialect=vidur"];
     let flags = ["--format", "vllm-bench", "--save-detailed", "--output-dir", "a"];
     let (code, table, stderr) = simulate(dir.path(), &sets, &flags);
     assert_eq!(code, 0, "{stderr}");
@@ -67,7 +68,7 @@ fn the_bench_file_has_vllms_keys_in_its_order_and_agrees_with_the_summary() {
     assert_eq!(tail[16], "p99_e2el_ms");
     assert_eq!(tail.len(), 17);
     assert_eq!(bench["date"], "20260101-000000");
-    assert_eq!(bench["request_rate"], 0.3);
+    assert_eq!(bench["request_rate"], 0.1);
     assert_eq!((&bench["completed"], &bench["failed"]), (&30.into(), &0.into()));
 
     let summary = &json(dir.path().join("a/summary.json"))["summary"];
