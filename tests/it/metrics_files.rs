@@ -68,7 +68,7 @@ fn the_bench_file_has_vllms_keys_in_its_order_and_agrees_with_the_summary() {
     assert_eq!(tail[16], "p99_e2el_ms");
     assert_eq!(tail.len(), 17);
     assert_eq!(bench["date"], "20260101-000000");
-    assert_eq!(bench["request_rate"], 0.1);
+    assert_eq!(bench["request_rate"], 0.3);
     assert_eq!((&bench["completed"], &bench["failed"]), (&30.into(), &0.into()));
 
     let summary = &json(dir.path().join("a/summary.json"))["summary"];
