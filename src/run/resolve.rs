@@ -279,8 +279,9 @@ fn size_kv(
         KvSize::Blocks(num_blocks) => Ok((KvReport::Given { num_blocks }, num_blocks)),
         KvSize::MemoryUtilization(utilization) => {
             let bounds = (limits.max_tokens, limits.max_seqs);
+            let rule = config.scheduler.memory_rule();
             let plan =
-                memory::plan(model, device, parallel, dtype, bounds, block_size, utilization)
+                memory::plan(model, device, parallel, dtype, bounds, block_size, utilization, rule)
                     .map_err(at("kv_cache"))?;
             Ok((KvReport::Planned(plan), plan.num_blocks))
         }

@@ -21,6 +21,7 @@ use super::kv_blocks::KvBlocks;
 use super::request::Request;
 use crate::ids::RequestId;
 use crate::spec::device::DeviceSku;
+use crate::spec::memory::MemoryRule;
 use crate::workload::Prefixes;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -171,6 +172,16 @@ impl SchedulerConfig {
             SchedulerConfig::VllmV1(c) => SchedulerConfig::VllmV1(c.on(device)),
             SchedulerConfig::Sglang(c) => SchedulerConfig::Sglang(c.on(device)),
             other => other,
+        }
+    }
+
+    /// What the engine keeps beside weights and cache.
+    pub fn memory_rule(&self) -> MemoryRule {
+        match self {
+            SchedulerConfig::VllmV1(_) => MemoryRule::VllmV1,
+            SchedulerConfig::Sglang(_) => MemoryRule::Sglang,
+            SchedulerConfig::Trtllm(_) => MemoryRule::Trtllm,
+            _ => MemoryRule::Plain,
         }
     }
 
