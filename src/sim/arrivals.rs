@@ -39,7 +39,8 @@ impl<'a> Arrivals<'a> {
             Some(c) => {
                 arrivals.clients =
                     Some(Clients { think_time: c.think_time, ready: VecDeque::new() });
-                for _ in 0..c.concurrency {
+                // More clients than requests have nothing to send.
+                for _ in 0..workload.requests.len().min(c.concurrency as usize) {
                     arrivals.send(SimTime::ZERO);
                 }
             }

@@ -26,8 +26,8 @@ mod scheduler;
 mod stretch;
 
 pub use batch::{Batch, Entry};
-pub use host::HostTime;
 pub use engine::{Outcome, SimConfig, SimError, run};
+pub use host::HostTime;
 pub use invariants::Invariants;
 pub use kv_blocks::{FoundPrefix, KvBlocks};
 pub use observer::{Observer, Repeat, Silent};

@@ -228,10 +228,7 @@ mod tests {
     fn blocks(rule: MemoryRule, utilization: f64) -> u32 {
         let catalog = Catalog::open(None);
         let model = catalog.model("meta-llama/Llama-3.1-8B").unwrap();
-        let device = DeviceSku {
-            memory_bytes: 25_250_627_584,
-            ..catalog.device("l4").unwrap()
-        };
+        let device = DeviceSku { memory_bytes: 25_250_627_584, ..catalog.device("l4").unwrap() };
         let limits = (2048, 256);
         plan(&model, &device, Parallelism::SINGLE, Dtype::Bf16, limits, 16, utilization, rule)
             .unwrap()

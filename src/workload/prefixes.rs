@@ -46,7 +46,10 @@ mod tests {
         p.push(&[46, 47]);
         p.push(&[]);
         p.push(&[46]);
-        assert_eq!((p.of(0), p.of(1), p.of(2), p.of(3)), (&[46, 47][..], &[][..], &[46][..], &[][..]));
+        assert_eq!(
+            (p.of(0), p.of(1), p.of(2), p.of(3)),
+            (&[46, 47][..], &[][..], &[46][..], &[][..])
+        );
         assert_eq!(p.hash_before(0, 512), Some(46));
         assert_eq!(p.hash_before(0, 513), Some(47));
         assert_eq!(p.hash_before(0, 1025), None);

@@ -3,8 +3,8 @@
 use crate::support::{LinearCost, sim_config, workload};
 use vidur::metrics::Recorder;
 use vidur::sim::{
-    self, HostTime, SarathiConfig, SchedulerConfig, SglangConfig, SimConfig, SimError, TrtllmConfig,
-    VllmConfig, VllmV1Config,
+    self, HostTime, SarathiConfig, SchedulerConfig, SglangConfig, SimConfig, SimError,
+    TrtllmConfig, VllmConfig, VllmV1Config,
 };
 use vidur::units::SimDuration;
 use vidur::workload::{Clients, FrontEnd, Prefixes};

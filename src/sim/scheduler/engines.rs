@@ -203,9 +203,8 @@ mod tests {
 
     #[test]
     fn graphs_have_the_sizes_that_vllm_captures() {
-        let sizes: Vec<u64> = [1, 2, 3, 5, 8, 9, 250, 257, 500, 512, 513, 600]
-            .map(|n| captured_size(n, 512))
-            .into();
+        let sizes: Vec<u64> =
+            [1, 2, 3, 5, 8, 9, 250, 257, 500, 512, 513, 600].map(|n| captured_size(n, 512)).into();
         assert_eq!(sizes, [1, 2, 4, 8, 8, 16, 256, 272, 512, 512, 513, 600]);
         assert_eq!(captured_size(3, 0), 3);
     }

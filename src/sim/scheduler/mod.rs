@@ -264,9 +264,9 @@ impl SchedulerConfig {
     pub fn limits(&self, num_stages: u32) -> BatchLimits {
         let max_seqs = match self {
             // Their limits are those of all stages together.
-            SchedulerConfig::VllmV1(_) | SchedulerConfig::Sglang(_) | SchedulerConfig::Trtllm(_) => {
-                self.max_num_seqs()
-            }
+            SchedulerConfig::VllmV1(_)
+            | SchedulerConfig::Sglang(_)
+            | SchedulerConfig::Trtllm(_) => self.max_num_seqs(),
             _ => micro_batch_cap(self.max_num_seqs(), num_stages),
         };
         let (_, tokens) = self.token_setting();

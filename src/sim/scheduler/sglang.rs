@@ -174,7 +174,8 @@ impl Sglang {
         }
         if retracted {
             let of = |f: fn(&Request) -> u32| -> u64 {
-                let all = self.running.iter().map(|s| u64::from(f(&replica.requests[s.id.index()])));
+                let all =
+                    self.running.iter().map(|s| u64::from(f(&replica.requests[s.id.index()])));
                 all.sum()
             };
             let got = of(Request::emitted) + RETRACT_STEPS * self.running.len() as u64;
