@@ -111,6 +111,7 @@ const VLLM_GRAPHS_BYTES: f64 = 384e6;
 ///
 /// # Errors
 /// One line that says what does not fit, by how much, and the cure.
+#[allow(clippy::too_many_arguments)]
 pub fn plan(
     model: &ModelSpec,
     device: &DeviceSku,

@@ -144,9 +144,9 @@ impl SglangConfig {
     /// What is not given, by the engine's rules for `device` (`server_args.py`, 0.5).
     pub fn on(mut self, device: &DeviceSku) -> Self {
         self.chunked_prefill_size.get_or_insert(match device.memory_bytes >> 20 {
-            ..35_840 => 2048,
-            ..61_440 => 4096,
-            ..163_840 => 8192,
+            0..35_840 => 2048,
+            35_840..61_440 => 4096,
+            61_440..163_840 => 8192,
             _ => 16384,
         });
         self
