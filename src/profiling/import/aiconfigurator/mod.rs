@@ -24,6 +24,8 @@ mod profile;
 mod source;
 pub mod streaming;
 mod tables;
+#[cfg(test)]
+mod tests;
 
 pub use engine::Engine;
 pub use source::Package;
