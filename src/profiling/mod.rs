@@ -6,6 +6,7 @@ pub mod backend;
 mod budget;
 pub mod compute;
 pub mod host;
+pub mod import;
 pub mod plan;
 pub mod runner;
 mod session;
