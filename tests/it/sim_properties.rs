@@ -74,7 +74,11 @@ fn todays_engines() -> impl Strategy<Value = SchedulerConfig> {
                 enable_chunked_prefill: flag,
                 overlap: ahead,
                 enable_block_reuse: caching,
+                batch_wait_timeout_iters: threshold / 8,
+                batch_wait_max_tokens_percent: 60,
+                cuda_graph_padding: true,
                 host,
+                ..TrtllmConfig::default()
             }),
         },
     )

@@ -1,0 +1,4 @@
+//! What engines measured against what the simulator says of the same runs.
+
+pub mod client;
+pub mod silicon;
