@@ -1,5 +1,6 @@
 //! `vidur profile`: time the operators of models on this machine.
 
+mod collectives;
 mod progress;
 mod summary;
 
@@ -32,6 +33,8 @@ enum What {
     Mlp(MlpArgs),
     /// Time attention and the write to the KV cache, for prompts and for decoding.
     Attention(AttentionArgs),
+    /// Time what devices do together (all-reduce, send and receive), or read what others timed.
+    Collectives(collectives::Args),
 }
 
 #[derive(Debug, clap::Args)]
@@ -145,6 +148,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
             let limits = Limits { max_tokens: 1, max_batch_size, max_context };
             profile(TableKind::Attention, &args.common, limits)
         }
+        What::Collectives(args) => collectives::run(&args),
     }
 }
 
@@ -346,7 +350,7 @@ mod tests {
     fn rounds_are_three_unless_told_and_at_most_twenty() {
         let rounds = |line: &str| match parse(line).map(|args| args.what) {
             Ok(What::Mlp(args)) => Ok(args.common.rounds),
-            Ok(What::Attention(_)) => panic!("not mlp"),
+            Ok(_) => panic!("not mlp"),
             Err(message) => Err(message),
         };
         assert_eq!(rounds("mlp --models a/b"), Ok(3));
