@@ -50,14 +50,14 @@ pub fn run(args: Args) -> Result<(), Failure> {
             Ok(())
         }),
         ("summary", &mut || {
-            let mut recorder = Recorder::new(run.sim.num_replicas, false);
+            let mut recorder = Recorder::with(run.sim.num_replicas, run.record_options());
             let outcome = simulate(Some(&mut recorder))?;
             let summary = Summary::of(&recorder, run.cost.num_stages(), outcome.end);
             std::hint::black_box(summary);
             Ok(())
         }),
         ("summary and request_metrics.csv", &mut || {
-            let mut recorder = Recorder::new(run.sim.num_replicas, false);
+            let mut recorder = Recorder::with(run.sim.num_replicas, run.record_options());
             let outcome = simulate(Some(&mut recorder))?;
             let summary = Summary::of(&recorder, run.cost.num_stages(), outcome.end);
             std::hint::black_box(summary);

@@ -103,7 +103,7 @@ pub enum LoadError {
     Read(#[from] ReadError),
     /// Collectives without a network device.
     #[error(
-        "{0} needs a network profile: name the network device (`--network-device`), the folder under network/ that holds it"
+        "{0} needs a network profile: name the network device (`cluster.network_device` in a config, `--network-device` for `vidur fit`), the folder under network/ that holds it"
     )]
     NoNetworkDevice(Op),
 }

@@ -282,8 +282,8 @@ fn collectives_without_a_network_device_are_refused() {
     });
     assert_eq!(
         error.to_string(),
-        "all_reduce needs a network profile: name the network device (`--network-device`), the \
-         folder under network/ that holds it"
+        "all_reduce needs a network profile: name the network device (`cluster.network_device` in a \
+         config, `--network-device` for `vidur fit`), the folder under network/ that holds it"
     );
 }
 

@@ -17,6 +17,9 @@ use crate::spec::ops::{Feature, LayerSum, Op, OpInput, StageOp, stage_ops};
 use crate::spec::parallel::Parallelism;
 use crate::units::SimDuration;
 
+/// Batches up to this many tokens are priced beforehand, however large the scheduler lets them get.
+const MOST_ROWS: u32 = 1 << 20;
+
 /// A [`CostModel`] made of one model per operator.
 pub struct StageCost {
     /// By `Op as usize`; `None` for operators that are not modelled.
@@ -120,7 +123,7 @@ impl StageCost {
                 return Vec::new();
             }
             let sum = |n: u64| self.sum(chosen.iter().map(|o| self.over_rows(*o, n)));
-            (0..=u64::from(most)).map(sum).collect()
+            (0..=u64::from(most.min(MOST_ROWS))).map(sum).collect()
         };
         Stage {
             attention: of(&[Feature::Prefill, Feature::Decode]),

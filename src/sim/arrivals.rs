@@ -21,9 +21,11 @@ struct Clients {
 
 impl<'a> Arrivals<'a> {
     pub(super) fn of(workload: &'a Workload) -> Self {
-        let clients = workload.clients.map(|c| Clients {
-            think_time: c.think_time,
-            ready: std::iter::repeat_n(SimTime::ZERO, c.concurrency as usize).collect(),
+        let clients = workload.clients.map(|c| {
+            // More clients than requests have nothing to send.
+            let busy = workload.requests.len().min(c.concurrency as usize);
+            let ready = std::iter::repeat_n(SimTime::ZERO, busy).collect();
+            Clients { think_time: c.think_time, ready }
         });
         Arrivals { requests: &workload.requests, next: 0, clients }
     }

@@ -118,7 +118,7 @@ fn check_lengths(config: &SimConfig, workload: &Workload) -> Result<(), SimError
     };
     for (i, r) in workload.requests.iter().enumerate() {
         let id = RequestId(i as u32);
-        let tokens = r.prefill_tokens + r.decode_tokens;
+        let tokens = r.prefill_tokens.saturating_add(r.decode_tokens);
         if let Some((setting, limit)) = longest.as_ref().filter(|l| tokens > l.1) {
             let (setting, limit) = (setting.clone(), *limit);
             return Err(SimError::RequestOverLimit { id, tokens, setting, limit });

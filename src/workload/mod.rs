@@ -57,6 +57,9 @@ pub enum WorkloadConfig {
     Trace(TraceConfig),
 }
 
+/// Requests that a synthetic workload may have: all of them are held in memory.
+const MOST_REQUESTS: u32 = 100_000_000;
+
 /// Requests drawn from distributions.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -118,8 +121,9 @@ impl WorkloadConfig {
 
 impl SyntheticConfig {
     fn build(&self, seed: u64) -> Result<Workload, WorkloadError> {
-        if self.num_requests == 0 {
-            let message = "0; expected at least 1".into();
+        if !(1..=MOST_REQUESTS).contains(&self.num_requests) {
+            let message =
+                format!("{}; expected at least 1 and at most {MOST_REQUESTS}", self.num_requests);
             return Err(WorkloadError::Config { path: "synthetic.num_requests".into(), message });
         }
         let n = self.num_requests as usize;

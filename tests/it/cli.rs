@@ -136,6 +136,27 @@ fn bad_configs_are_answered_in_one_line() {
 }
 
 #[test]
+fn settings_beyond_reason_are_served_or_refused_and_never_crash() {
+    let small = "workload.synthetic.num_requests=20";
+    for (set, code) in [
+        ("workload.synthetic.arrivals.closed_loop.concurrency=4000000000", 0),
+        ("scheduler.sarathi.chunk_size=4000000000", 0),
+        ("scheduler.vllm.max_num_batched_tokens=4000000000", 0),
+        ("scheduler.orca.max_request_tokens=4000000000", 2),
+        ("kv_cache.size.blocks=4000000000", 0),
+        ("cluster.num_replicas=100000", 0),
+        ("cluster.num_replicas=4000000000", 2),
+        ("workload.synthetic.num_requests=4000000000", 2),
+    ] {
+        // Blocks are given, so that the memory of the device refuses nothing.
+        let blocks = "kv_cache.size.blocks=5000";
+        let args = ["simulate", "--no-output", "--set", small, "--set", blocks, "--set", set];
+        let (got, _, stderr) = vidur(&args);
+        assert_eq!(got, code, "{set}: {stderr}");
+    }
+}
+
+#[test]
 fn bad_files_and_flags_are_answered_in_one_line() {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("folder")).unwrap();
