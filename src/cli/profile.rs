@@ -1,12 +1,12 @@
 //! `vidur profile`: time the operators of models on this machine.
 
 mod collectives;
+mod device;
 mod progress;
 mod summary;
 
 use super::Failure;
 use crate::dataset::write::{ProfileFiles, TableKind, write_atomically};
-use crate::profiling::backend::cpu::CpuBackend;
 use crate::profiling::backend::{Backend, Effort, Peaks, Shape, Shard};
 use crate::profiling::host::Host;
 use crate::profiling::plan::{self, Grid, Limits};
@@ -66,10 +66,9 @@ struct Common {
     /// Tensor-parallel degrees: the shard of one device is timed.
     #[arg(long, value_delimiter = ',', default_values_t = [1], value_name = "N,N")]
     tensor_parallel: Vec<u32>,
-    /// Device to measure on.
-    #[arg(long, value_enum, default_value_t = BackendKind::Auto)]
-    backend: BackendKind,
-    /// Name of this machine's profiles [default: from the CPU's model and threads].
+    #[command(flatten)]
+    device: device::DeviceArgs,
+    /// Name of this machine's profiles [default: what `vidur devices --detect` says].
     #[arg(long, value_name = "NAME")]
     sku: Option<String>,
     /// Folder to write to.
@@ -78,9 +77,6 @@ struct Common {
     /// Folder of models that take precedence over the built-in ones [default: data, where it exists].
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Threads of the kernels [default: one per physical core].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
-    threads: Option<u32>,
     /// Stop after this much time for each model: 90s, 10m, 1h 30m, or `none`.
     #[arg(long, default_value = "60s", value_name = "TIME", value_parser = parse_budget)]
     budget: BudgetArg,
@@ -100,17 +96,6 @@ struct Common {
     /// Print the plan and what it will cost; measure and write nothing.
     #[arg(long)]
     dry_run: bool,
-    /// Seed of weights, tokens and block tables.
-    #[arg(long, default_value_t = 42, value_name = "N")]
-    seed: u64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum BackendKind {
-    /// The best device that this program can measure here.
-    Auto,
-    /// The CPU.
-    Cpu,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -155,12 +140,9 @@ pub fn run(args: Args) -> Result<(), Failure> {
 fn profile(kind: TableKind, args: &Common, limits: Limits) -> Result<(), Failure> {
     let models = resolve_models(args)?;
     let host = Host::detect();
-    let mut backend = match args.backend {
-        BackendKind::Auto | BackendKind::Cpu => {
-            CpuBackend::new(&host, args.threads, args.seed).map_err(Failure::user)?
-        }
-    };
-    let sku = args.sku.clone().unwrap_or_else(|| host.sku(backend.device().threads));
+    let device::Chosen { mut backend, sku } =
+        device::open(&args.device, args.data_dir.as_deref(), &host)?;
+    let sku = args.sku.clone().unwrap_or(sku);
     let jobs = models
         .into_iter()
         .map(|model| job(kind, args, limits, model, &sku, &host))
@@ -179,10 +161,10 @@ fn profile(kind: TableKind, args: &Common, limits: Limits) -> Result<(), Failure
     let begin = Instant::now();
     for job in &jobs {
         let mut reporter = Reporter::new(job);
-        let outcome = runner::run(job, &mut backend, peaks, &|| begin.elapsed(), &mut reporter)
+        let outcome = runner::run(job, backend.as_mut(), peaks, &|| begin.elapsed(), &mut reporter)
             .map_err(Failure::user)?;
         drop(reporter);
-        write_device(job, &backend, peaks)?;
+        write_device(job, backend.as_ref(), peaks)?;
         super::table::print(&summary::outcome(job, &outcome))?;
     }
     Ok(())
