@@ -180,6 +180,9 @@ struct Engine<'a, O> {
     free_slots: Vec<Slot>,
     dirty: Vec<ReplicaId>,
     restarted: Vec<RequestId>,
+    /// Who got a token, and who is complete, in the batch that ends.
+    emitted: Vec<RequestId>,
+    completed: Vec<RequestId>,
     /// End of the step that was just started on a replica's only stage.
     only_end: Option<SimTime>,
     /// Whether batches that repeat are run in one go.
@@ -221,6 +224,8 @@ impl<'a, O: Observer> Engine<'a, O> {
             free_slots: Vec::new(),
             dirty: Vec::new(),
             restarted: Vec::new(),
+            emitted: Vec::new(),
+            completed: Vec::new(),
             only_end: None,
             // Among several replicas, a client that is done with one may send to another at a time
             // that nobody knows beforehand.
@@ -414,17 +419,22 @@ impl<'a, O: Observer> Engine<'a, O> {
         let state = &mut self.replicas[replica.index()];
         let batch = &mut self.batches[slot];
         self.observer.batch_ended(self.now, replica, batch);
+        self.emitted.clear();
+        self.completed.clear();
         for entry in &batch.entries {
-            let request = &mut self.requests[entry.request.index()];
-            let progress = request.advance(entry.tokens);
+            let progress = self.requests[entry.request.index()].advance(entry.tokens);
             if progress.emitted {
-                self.observer.token(self.now, entry.request, request);
+                self.emitted.push(entry.request);
             }
             if progress.completed {
-                state.outstanding -= 1;
-                self.arrivals.completed(self.now);
-                self.observer.completed(self.now, entry.request, request);
+                self.completed.push(entry.request);
             }
+        }
+        self.observer.tokens(self.now, &self.emitted, &self.requests);
+        for &id in &self.completed {
+            state.outstanding -= 1;
+            self.arrivals.completed(self.now);
+            self.observer.completed(self.now, id, &self.requests[id.index()]);
         }
         state.scheduler.batch_ended(
             batch,
