@@ -8,6 +8,7 @@ mod budget;
 pub mod compute;
 pub mod detect;
 pub mod host;
+pub mod import;
 pub mod network;
 pub mod plan;
 pub mod runner;
