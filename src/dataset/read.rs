@@ -446,9 +446,10 @@ type Fused = BTreeMap<String, String>;
 /// What the manifest beside `file` says is part of other operators.
 fn fused(file: &ProfileFile) -> Fused {
     let stated = file.manifest.as_ref().and_then(|m| m.get("fused")).and_then(|f| f.as_object());
-    let words = stated.into_iter().flatten().filter_map(|(op, by)| {
-        by.as_str().map(|by| (op.clone(), by.to_owned()))
-    });
+    let words = stated
+        .into_iter()
+        .flatten()
+        .filter_map(|(op, by)| by.as_str().map(|by| (op.clone(), by.to_owned())));
     words.collect()
 }
 

@@ -234,15 +234,16 @@ impl ModelSpec {
     pub fn weight_bytes(&self) -> f64 {
         let projections = u64::from(self.num_layers) * self.projection_params_per_layer();
         let others = self.params() - projections;
-        projections as f64 * self.projection_bytes(self.dtype)
-            + others as f64 * self.dtype.bytes()
+        projections as f64 * self.projection_bytes(self.dtype) + others as f64 * self.dtype.bytes()
     }
 
     /// Bytes of keys and values that one token occupies over all layers.
     ///
     /// `2 (K and V) · layers · kv_heads · head_dim · bytes per element`  [bytes / token]
     pub fn kv_bytes_per_token(&self) -> f64 {
-        2.0 * f64::from(self.num_layers) * self.kv_size() as f64 * self.kv_cache_dtype(self.dtype).bytes()
+        2.0 * f64::from(self.num_layers)
+            * self.kv_size() as f64
+            * self.kv_cache_dtype(self.dtype).bytes()
     }
 
     fn norm_params(&self, width: u64) -> u64 {

@@ -224,7 +224,8 @@ impl Op {
                 if let Some((k, n)) = self.weight_shape(model, parallel) {
                     let (k, n) = (k as f64, n as f64);
                     // A quantised projection reads its input in the format of its weights.
-                    let w = if self.is_layer_projection() { model.projection_bytes(dtype) } else { b };
+                    let w =
+                        if self.is_layer_projection() { model.projection_bytes(dtype) } else { b };
                     let bytes = if w == b {
                         b * (k * n + m * (k + n))
                     } else {

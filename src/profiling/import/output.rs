@@ -51,10 +51,8 @@ impl Imported {
         manifest: &impl Serialize,
     ) -> Result<(), ImportError> {
         let beside = format!("{}.manifest.json", path.trim_end_matches(".csv"));
-        let mut text = serde_json::to_vec_pretty(manifest).map_err(|e| ImportError::Content {
-            file: beside.clone(),
-            problem: e.to_string(),
-        })?;
+        let mut text = serde_json::to_vec_pretty(manifest)
+            .map_err(|e| ImportError::Content { file: beside.clone(), problem: e.to_string() })?;
         text.push(b'\n');
         self.files.push(ImportedFile { path, bytes });
         self.files.push(ImportedFile { path: beside, bytes: text });

@@ -100,10 +100,9 @@ impl Table {
         if let Some(points) = self.0.get(&heads) {
             return Some((points.clone(), Found::Measured));
         }
-        let alike = |(h, _): &(&Heads, &Vec<Point>)| {
-            (h.key_value, h.dim) == (heads.key_value, heads.dim)
-        };
-        let (low, a) = self.0.iter().filter(alike).filter(|(h, _)| h.query < heads.query).next_back()?;
+        let alike =
+            |(h, _): &(&Heads, &Vec<Point>)| (h.key_value, h.dim) == (heads.key_value, heads.dim);
+        let (low, a) = self.0.iter().filter(alike).rfind(|(h, _)| h.query < heads.query)?;
         let (high, b) = self.0.iter().filter(alike).find(|(h, _)| h.query > heads.query)?;
         let share = f64::from(heads.query - low.query) / f64::from(high.query - low.query);
         let between = a.iter().filter_map(|p| {
@@ -223,7 +222,8 @@ mod tests {
         let table = table(&[(8, 2), (16, 2), (32, 2)]);
         assert_eq!(table.of(heads(16, 2)).unwrap().1, Found::Measured);
         let (between, found) = table.of(heads(24, 2)).unwrap();
-        let want = |p: &Point| 0.5 * (made_up(16, p.length, p.batch) + made_up(32, p.length, p.batch));
+        let want =
+            |p: &Point| 0.5 * (made_up(16, p.length, p.batch) + made_up(32, p.length, p.batch));
         assert_eq!(found, Found::Derived);
         assert!(between.iter().all(|p| (p.ms / want(p) - 1.0).abs() < 1e-12));
         let (wide, found) = table.of(heads(64, 8)).unwrap();
@@ -237,7 +237,8 @@ mod tests {
 
     #[test]
     fn a_chunk_without_a_prefix_is_the_prompt() {
-        let prompts = Prompts::new(&table(&[(32, 8), (16, 4), (8, 2), (4, 1)]), heads(32, 8)).unwrap();
+        let prompts =
+            Prompts::new(&table(&[(32, 8), (16, 4), (8, 2), (4, 1)]), heads(32, 8)).unwrap();
         for length in [512, 1024, 4096] {
             let ms = prompts.chunk_ms(0.0, f64::from(length));
             assert!((ms / made_up(32, length, 1) - 1.0).abs() < 1e-12, "{length}");
@@ -246,7 +247,8 @@ mod tests {
 
     #[test]
     fn a_chunk_costs_its_share_of_the_pairs_until_the_device_runs_empty() {
-        let prompts = Prompts::new(&table(&[(32, 8), (16, 4), (8, 2), (4, 1)]), heads(32, 8)).unwrap();
+        let prompts =
+            Prompts::new(&table(&[(32, 8), (16, 4), (8, 2), (4, 1)]), heads(32, 8)).unwrap();
         // 2048 after 2048: three quarters of the pairs of 4096.
         let ms = prompts.chunk_ms(2048.0, 2048.0);
         assert!((ms / (0.75 * made_up(32, 4096, 1)) - 1.0).abs() < 1e-9, "{ms}");

@@ -74,7 +74,10 @@ impl Engine {
 
     /// The formats `(attention, KV cache)` of the rows of the context attention table that the engine
     /// runs for `model`, the preferred one first.
-    pub(super) fn context_formats(self, model: &ModelSpec) -> &'static [(&'static str, &'static str)] {
+    pub(super) fn context_formats(
+        self,
+        model: &ModelSpec,
+    ) -> &'static [(&'static str, &'static str)] {
         let fp8_cache = model.kv_cache_dtype(model.dtype) == Dtype::Fp8;
         match (self, fp8_cache) {
             (_, false) => &[("bfloat16", "bfloat16")],

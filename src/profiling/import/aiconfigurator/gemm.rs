@@ -144,7 +144,9 @@ impl Grid {
                         let at = |line: usize| {
                             if along_n { self.at(m, line, other) } else { self.at(m, other, line) }
                         };
-                        if let (Some(a), Some(want), Some(b)) = (at(held - 1), at(held), at(held + 1)) {
+                        if let (Some(a), Some(want), Some(b)) =
+                            (at(held - 1), at(held), at(held + 1))
+                        {
                             errors.push((a + (b - a) * share) / want - 1.0);
                         }
                     }

@@ -189,7 +189,12 @@ impl Manifest {
         manifest.of_model(model)
     }
 
-    pub(super) fn attention(tables: &Tables, model: &ModelSpec, counts: Counts, csv: &Csv) -> Manifest {
+    pub(super) fn attention(
+        tables: &Tables,
+        model: &ModelSpec,
+        counts: Counts,
+        csv: &Csv,
+    ) -> Manifest {
         let mut manifest =
             Manifest::new(tables, "attention", &["context", "generation"], counts, csv);
         manifest.methods.push(

@@ -31,7 +31,9 @@ impl Tables {
             };
             match op {
                 Op::AllReduce => {
-                    self.all_reduce.iter().for_each(|(devices, bytes, ms)| push(*devices, *bytes, *ms));
+                    self.all_reduce
+                        .iter()
+                        .for_each(|(devices, bytes, ms)| push(*devices, *bytes, *ms));
                 }
                 _ => self.exchange.iter().for_each(|(bytes, ms)| push(2, *bytes, *ms)),
             }
@@ -42,7 +44,11 @@ impl Tables {
             let mut counts = Counts::default();
             counts.network(op, csv.rows);
             let manifest = Manifest::network(self, op, network_device, counts, &csv);
-            set.push(format!("network/{network_device}/{op}.csv"), csv.text.into_bytes(), &manifest)?;
+            set.push(
+                format!("network/{network_device}/{op}.csv"),
+                csv.text.into_bytes(),
+                &manifest,
+            )?;
         }
         Ok(set)
     }

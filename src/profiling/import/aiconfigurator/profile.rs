@@ -3,13 +3,13 @@
 use super::attention::{Found, Heads, Point, Prompts, Table};
 use super::engine::{Engine, gemm_format};
 use super::gemm::{At, Grid};
+use super::manifest::{Counts, Manifest};
 use super::tables::Tables;
 use crate::dataset::schema::time_column;
 use crate::profiling::import::{ImportError, Imported};
 use crate::spec::model::ModelSpec;
 use crate::spec::ops::{Op, OpInput};
 use crate::spec::parallel::Parallelism;
-use super::manifest::{Counts, Manifest};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
@@ -58,7 +58,11 @@ impl Tables {
             self.mlp_rows(model, *parallel, &mut mlp, &mut counts)?;
         }
         let manifest = Manifest::mlp(self, model, counts, &mlp);
-        set.push(format!("compute/{sku}/{}/mlp.csv", model.name), mlp.text.into_bytes(), &manifest)?;
+        set.push(
+            format!("compute/{sku}/{}/mlp.csv", model.name),
+            mlp.text.into_bytes(),
+            &manifest,
+        )?;
         let mut attention = Csv::new(&attention_columns());
         let mut counts = Counts::default();
         for parallel in &splits {
@@ -167,7 +171,11 @@ impl Tables {
         let measured = grid.is_measured(n, k) && !static_scales;
         counts.product(op, times.len(), measured);
         if static_scales {
-            self.drop_quantization(&mut times, k, self.engine.quantizes_before(op, parallel.tensor_parallel));
+            self.drop_quantization(
+                &mut times,
+                k,
+                self.engine.quantizes_before(op, parallel.tensor_parallel),
+            );
         }
         Ok(times)
     }
@@ -201,9 +209,8 @@ impl Tables {
             dim: model.head_dim,
         };
         let formats = self.engine.context_formats(model);
-        let context = formats
-            .iter()
-            .find_map(|(a, c)| self.context.get(&((*a).to_owned(), (*c).to_owned())));
+        let context =
+            formats.iter().find_map(|(a, c)| self.context.get(&((*a).to_owned(), (*c).to_owned())));
         let cache = Engine::generation_format(model);
         let generation = self.generation.get(cache);
         let lacks = |kind: &str, table: Option<&Table>| {
@@ -229,11 +236,19 @@ impl Tables {
         };
         let (prompts, found) =
             context.and_then(|t| t.of(heads)).ok_or_else(|| lacks("context", context))?;
-        let chunks = context.and_then(|t| Prompts::new(t, heads)).ok_or_else(|| lacks("context", context))?;
+        let chunks = context
+            .and_then(|t| Prompts::new(t, heads))
+            .ok_or_else(|| lacks("context", context))?;
         let (decodes, decode_found) =
             generation.and_then(|t| t.of(heads)).ok_or_else(|| lacks("generation", generation))?;
         let mut push = |batch, chunk, kv, ms: f64, found| {
-            csv.push(&attention_row(model, parallel.tensor_parallel, (batch, chunk, kv), ms, found));
+            csv.push(&attention_row(
+                model,
+                parallel.tensor_parallel,
+                (batch, chunk, kv),
+                ms,
+                found,
+            ));
             counts.attention(chunk > 0, found);
         };
         for Point { batch, length, ms } in &prompts {

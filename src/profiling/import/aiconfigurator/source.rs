@@ -59,10 +59,8 @@ impl Package {
 
     fn of_wheel(path: &Path) -> Result<Package, ImportError> {
         let io = |source| ImportError::Io { path: path.to_owned(), source };
-        let broken = |problem: String| ImportError::Content {
-            file: path.display().to_string(),
-            problem,
-        };
+        let broken =
+            |problem: String| ImportError::Content { file: path.display().to_string(), problem };
         let file = BufReader::new(File::open(path).map_err(io)?);
         let archive = ZipArchive::new(file)
             .map_err(|e| broken(format!("no wheel ({e}); expected a zip file or a folder")))?;
@@ -93,7 +91,10 @@ impl Package {
 
     /// Every file below `systems` whose name begins with `prefix`.
     pub fn files<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a str> {
-        self.files.range(prefix.to_owned()..).map(String::as_str).take_while(move |n| n.starts_with(prefix))
+        self.files
+            .range(prefix.to_owned()..)
+            .map(String::as_str)
+            .take_while(move |n| n.starts_with(prefix))
     }
 
     /// Whether there is a file of this name.
@@ -112,7 +113,9 @@ impl Package {
             return Err(ImportError::Missing(problem));
         }
         match &self.store {
-            Store::Folder(systems) => std::fs::read(systems.join(name)).map(Bytes::from).map_err(io),
+            Store::Folder(systems) => {
+                std::fs::read(systems.join(name)).map(Bytes::from).map_err(io)
+            }
             Store::Wheel { archive, prefix } => {
                 // A thread that panicked while it read leaves the archive as it was.
                 let mut archive = archive.lock().unwrap_or_else(|e| e.into_inner());
@@ -138,11 +141,13 @@ fn dist_info_version(name: &str) -> Option<String> {
 /// The version that the metadata beside an unpacked package states.
 fn version_beside(path: &Path) -> Option<String> {
     let parents = path.ancestors().take(3);
-    parents.flat_map(|dir| std::fs::read_dir(dir).into_iter().flatten().flatten()).find_map(|entry| {
-        let name = entry.file_name();
-        let name = name.to_str()?;
-        name.starts_with("aiconfigurator").then(|| dist_info_version(name)).flatten()
-    })
+    parents.flat_map(|dir| std::fs::read_dir(dir).into_iter().flatten().flatten()).find_map(
+        |entry| {
+            let name = entry.file_name();
+            let name = name.to_str()?;
+            name.starts_with("aiconfigurator").then(|| dist_info_version(name)).flatten()
+        },
+    )
 }
 
 fn walk(root: &Path, dir: &Path, files: &mut BTreeSet<String>) -> Result<(), ImportError> {

@@ -91,11 +91,12 @@ impl Tables {
         };
         tables.read_gemm(package, &gemm_file)?;
         let engine_name = engine.name();
-        for (family, file) in [("context", "context_attention_perf"), ("generation", "generation_attention_perf")]
+        for (family, file) in
+            [("context", "context_attention_perf"), ("generation", "generation_attention_perf")]
         {
-            let (_, path) = finder.newest("attention", engine_name, file, Some(&version)).or_else(
-                |_| finder.newest("attention", engine_name, file, None),
-            )?;
+            let (_, path) = finder
+                .newest("attention", engine_name, file, Some(&version))
+                .or_else(|_| finder.newest("attention", engine_name, file, None))?;
             tables.read_attention(package, &path, family)?;
         }
         let at_most = finder.up_to("comm", engine_name, "custom_allreduce_perf", &version);
@@ -123,7 +124,8 @@ impl Tables {
         wanted.extend(columns);
         let frame = Frame::read(path, bytes, &wanted)?;
         let distinct = |column: &str| {
-            let mut names = frame.optional_texts(column).map_or(Vec::new(), |t| t.distinct().to_vec());
+            let mut names =
+                frame.optional_texts(column).map_or(Vec::new(), |t| t.distinct().to_vec());
             names.sort();
             names
         };
@@ -158,8 +160,16 @@ impl Tables {
         family: &'static str,
     ) -> Result<(), ImportError> {
         let columns = [
-            "batch_size", "isl", "num_heads", "num_key_value_heads", "head_dim", "attn_dtype",
-            "kv_cache_dtype", "step", "window_size", "latency",
+            "batch_size",
+            "isl",
+            "num_heads",
+            "num_key_value_heads",
+            "head_dim",
+            "attn_dtype",
+            "kv_cache_dtype",
+            "step",
+            "window_size",
+            "latency",
         ];
         let frame = self.frame(package, path, family, &columns)?;
         let (batch, isl) = (frame.integers("batch_size")?, frame.integers("isl")?);
@@ -208,7 +218,8 @@ impl Tables {
         let columns = ["nccl_dtype", "op_name", "num_gpus", "message_size", "latency"];
         let frame = self.frame(package, path, "nccl", &columns)?;
         let (devices, size_of) = (frame.integers("num_gpus")?, frame.integers("message_size")?);
-        let (ms, op, dtype) = (frame.floats("latency")?, frame.texts("op_name")?, frame.texts("nccl_dtype")?);
+        let (ms, op, dtype) =
+            (frame.floats("latency")?, frame.texts("op_name")?, frame.texts("nccl_dtype")?);
         let known: Vec<u32> = self.all_reduce.iter().map(|row| row.0).collect();
         for row in (0..frame.rows()).filter(|row| dtype.at(*row) == "half") {
             let bytes = u64::from(size(size_of[row])) * BYTES_PER_ELEMENT;
@@ -231,9 +242,16 @@ impl Tables {
         let mut moved = Vec::new();
         for engine in Engine::ALL {
             let own = engine == self.engine;
-            for (table, family) in [("scale_matrix_perf", "scale"), ("computescale_perf", "find_scale")] {
-                let found = if own { finder.up_to("quantize", engine.name(), table, version) } else { None };
-                let newest = || finder.newest("quantize", engine.name(), table, None).ok().map(|f| f.1);
+            for (table, family) in
+                [("scale_matrix_perf", "scale"), ("computescale_perf", "find_scale")]
+            {
+                let found = if own {
+                    finder.up_to("quantize", engine.name(), table, version)
+                } else {
+                    None
+                };
+                let newest =
+                    || finder.newest("quantize", engine.name(), table, None).ok().map(|f| f.1);
                 let Some(path) = found.or_else(newest) else { continue };
                 if !own && family == "find_scale" {
                     continue;
@@ -245,7 +263,8 @@ impl Tables {
                     (_, Engine::Trtllm) => "scale_trtllm",
                 };
                 let frame = self.frame(finder.package, &path, family, &columns)?;
-                let (m, k, ms) = (frame.integers("m")?, frame.integers("k")?, frame.floats("latency")?);
+                let (m, k, ms) =
+                    (frame.integers("m")?, frame.integers("k")?, frame.floats("latency")?);
                 let points: Vec<_> =
                     (0..frame.rows()).map(|row| (size(m[row]), size(k[row]), ms[row])).collect();
                 let grid = |p: &[(u32, u32, f64)]| {
@@ -318,8 +337,13 @@ impl Finder<'_> {
             return Ok(found.clone());
         }
         let origin = self.package.origin().display();
-        let held = if versions.is_empty() { self.inventory(table) } else {
-            format!("versions there: {}", versions.iter().map(|v| v.0.as_str()).collect::<Vec<_>>().join(", "))
+        let held = if versions.is_empty() {
+            self.inventory(table)
+        } else {
+            format!(
+                "versions there: {}",
+                versions.iter().map(|v| v.0.as_str()).collect::<Vec<_>>().join(", ")
+            )
         };
         let wanted = wanted.map(|w| format!(" {w}")).unwrap_or_default();
         Err(ImportError::Missing(format!(
@@ -341,8 +365,10 @@ impl Finder<'_> {
                 }
             }
         }
-        let words: Vec<String> =
-            held.iter().map(|(system, engines)| format!("{system}: {}", engines.join(", "))).collect();
+        let words: Vec<String> = held
+            .iter()
+            .map(|(system, engines)| format!("{system}: {}", engines.join(", ")))
+            .collect();
         format!("it has {}", words.join("; "))
     }
 }

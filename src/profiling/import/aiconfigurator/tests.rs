@@ -357,11 +357,70 @@ fn what_is_not_there_is_named_with_what_is() {
         kv_cache: None,
     });
     let message = tables.model_profiles(&nvfp4, "h100_sxm", &[1]).unwrap_err().to_string();
-    assert!(message.contains("no nvfp4 matrix products") && message.contains("bfloat16, fp8"), "{message}");
+    assert!(
+        message.contains("no nvfp4 matrix products") && message.contains("bfloat16, fp8"),
+        "{message}"
+    );
     let narrow = ModelSpec { head_dim: 64, ..model() };
     let message = tables.model_profiles(&narrow, "h100_sxm", &[1]).unwrap_err().to_string();
-    assert!(message.contains("of width 64") && message.contains("no heads of this width"), "{message}");
+    assert!(
+        message.contains("of width 64") && message.contains("no heads of this width"),
+        "{message}"
+    );
     assert!(Package::open(&folder.path().join("aiconfigurator_core/systems/data")).is_err());
     let message = Package::open(&folder.path().join("no.whl")).unwrap_err().to_string();
     assert!(message.contains("no.whl: cannot be read"), "{message}");
+}
+
+/// The real package, where `VIDUR_AICONFIGURATOR` names it.
+fn real() -> Option<Package> {
+    let Some(path) = std::env::var_os("VIDUR_AICONFIGURATOR") else {
+        eprintln!("skipped: VIDUR_AICONFIGURATOR does not name a wheel of aiconfigurator-core");
+        return None;
+    };
+    Some(Package::open(Path::new(&path)).unwrap())
+}
+
+#[test]
+fn the_real_package_gives_every_dense_model_of_its_serving_runs() {
+    let Some(package) = real() else { return };
+    let catalog = Catalog::open(None);
+    let plain = |name: &str| catalog.model(name).unwrap();
+    let q = |name: &str, weights, kv_cache| {
+        let quantization = Quantization { weights, input_scales: InputScales::Static, kv_cache };
+        plain(name).quantized(quantization)
+    };
+    let (llama, qwen) = ("meta-llama/Llama-3.1-70B", "Qwen/Qwen3-32B");
+    let small = "meta-llama/Llama-3.1-8B";
+    let cases = [
+        ("h100_sxm", Engine::Vllm, plain(small)),
+        ("h100_sxm", Engine::Vllm, q(llama, WeightFormat::Fp8, Some(Dtype::Fp8))),
+        ("h100_sxm", Engine::Vllm, plain(qwen)),
+        ("h100_sxm", Engine::Sglang, plain(qwen)),
+        ("h100_sxm", Engine::Trtllm, q(qwen, WeightFormat::Fp8, None)),
+        ("h100_sxm", Engine::Trtllm, plain(small)),
+        ("h200_sxm", Engine::Sglang, q(small, WeightFormat::Fp8Block, None)),
+        ("h200_sxm", Engine::Trtllm, q(llama, WeightFormat::Fp8, Some(Dtype::Fp8))),
+        ("b200_sxm", Engine::Vllm, q(llama, WeightFormat::Nvfp4, Some(Dtype::Fp8))),
+        ("b200_sxm", Engine::Trtllm, q(llama, WeightFormat::Nvfp4, Some(Dtype::Fp8))),
+        ("gb200", Engine::Trtllm, q(qwen, WeightFormat::Nvfp4, Some(Dtype::Fp8))),
+    ];
+    for (system, engine, model) in cases {
+        let tables = Tables::load(&package, system, engine, None).unwrap();
+        let set = tables.profiles(&model, system, "net", &DEGREES).unwrap();
+        assert!(set.files.iter().all(|f| !f.bytes.is_empty()));
+        for (format, grid) in &tables.gemm {
+            if let Some(held) = grid.held_out() {
+                println!(
+                    "{system} {} {format}: {} points held out, {:.1} % median, {:.1} % mean, bias {:+.1} %",
+                    engine.name(),
+                    held.points,
+                    held.median * 100.0,
+                    held.mean * 100.0,
+                    held.bias * 100.0
+                );
+                assert!(held.median < 0.1, "{system} {format}");
+            }
+        }
+    }
 }
