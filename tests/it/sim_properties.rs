@@ -63,6 +63,7 @@ fn todays_engines() -> impl Strategy<Value = SchedulerConfig> {
                 max_running_requests: seats.max(3),
                 chunked_prefill_size: Some(tokens),
                 max_prefill_tokens: tokens + threshold,
+                enable_mixed_chunk: flag,
                 overlap_schedule: ahead,
                 radix_cache: caching,
                 host,

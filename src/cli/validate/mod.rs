@@ -1,6 +1,7 @@
 //! `vidur validate`: does the prediction come true?
 
 mod layer;
+mod llmservingsim;
 mod silicon;
 mod silicon_csv;
 
@@ -24,11 +25,14 @@ enum What {
     /// Simulate serving runs that NVIDIA measured on H100, H200, B200 and GB200 from the operator timings
     /// that it publishes beside them, and compare.
     Silicon(silicon::Args),
+    /// Replay LLMServingSim's recorded run of vLLM from the operator timings beside it, and compare.
+    Llmservingsim(llmservingsim::Args),
 }
 
 pub fn run(args: Args) -> Result<(), Failure> {
     match args.what {
         What::Layer(args) => layer::run(&args),
+        What::Llmservingsim(args) => llmservingsim::run(&args),
         What::Silicon(args) => silicon::run(&args),
     }
 }

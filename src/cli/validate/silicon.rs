@@ -2,7 +2,8 @@
 
 use crate::cli::Failure;
 use crate::cli::table::{self, number, text};
-use crate::profiling::import::aiconfigurator::Package;
+use crate::profiling::import::aiconfigurator::{Engine, Package};
+use crate::report::fit_svg::{Panel, draw};
 use crate::validate::silicon::calibrate::calibrate;
 use crate::validate::silicon::errors::{self, Errors};
 use crate::validate::silicon::predict::{Bench, Prediction, Times};
@@ -54,7 +55,38 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     if let Some(path) = &args.output {
         super::silicon_csv::write(path, &rows, &predictions).map_err(Failure::user)?;
     }
+    if let Some(path) = &args.svg {
+        let svg = picture(&rows, &predictions).map_err(Failure::internal)?;
+        super::write_whole(path, svg.as_bytes())
+            .map_err(|e| Failure::user(format!("{}: cannot be written: {e}", path.display())))?;
+    }
     table::print(&report(&rows, &predictions))
+}
+
+/// Predicted against measured, a panel for each engine and figure.
+fn picture(rows: &[Row], predictions: &[Prediction]) -> Result<String, Box<dyn std::error::Error>> {
+    let mut panels = Vec::new();
+    for engine in Engine::ALL {
+        let said: Vec<(&Row, Times)> = rows
+            .iter()
+            .zip(predictions)
+            .filter(|(row, _)| row.engine == engine)
+            .filter_map(|(row, p)| Some((row, p.simulated.clone().ok()?)))
+            .collect();
+        let name = engine.name();
+        panels.push(Panel {
+            title: format!("{name}: time to first token"),
+            subtitle: format!("{} runs", said.len()),
+            pairs: said.iter().map(|(r, t)| (r.ttft_ms, t.ttft_ms)).collect(),
+        });
+        panels.push(Panel {
+            title: format!("{name}: time per further token"),
+            subtitle: format!("{} runs", said.len()),
+            pairs: said.iter().map(|(r, t)| (r.tpot_ms, t.tpot_ms)).collect(),
+        });
+    }
+    let legend = "Each dot a run: predicted (up) against measured (right), ms. Dashed: 10 % off.";
+    draw("Measured serving runs of aiconfigurator-core, simulated", legend, &panels)
 }
 
 fn load_setups(args: &Args) -> Result<Setups, Failure> {

@@ -113,6 +113,8 @@ pub struct SglangConfig {
     pub chunked_prefill_size: Option<u32>,
     /// Prompt tokens after which no further prompt is added to a step.
     pub max_prefill_tokens: u32,
+    /// Running requests decode beside prompts, out of the same budget: off by default.
+    pub enable_mixed_chunk: bool,
     /// Prepare a step while the one before runs: on by default since 0.4.
     pub overlap_schedule: bool,
     /// Find blocks of prompts again that were computed before (radix cache).
@@ -130,6 +132,7 @@ impl Default for SglangConfig {
             max_running_requests: 2048,
             chunked_prefill_size: None,
             max_prefill_tokens: 16384,
+            enable_mixed_chunk: false,
             overlap_schedule: true,
             radix_cache: true,
             cuda_graph_max_bs: 256,

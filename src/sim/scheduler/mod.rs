@@ -284,6 +284,7 @@ impl SchedulerConfig {
                 max_seqs.saturating_mul(tokens)
             }
             // Decodes are not limited by the token budget.
+            SchedulerConfig::Sglang(c) if c.enable_mixed_chunk => tokens.saturating_add(max_seqs),
             _ => tokens.max(max_seqs),
         };
         BatchLimits { max_seqs, max_tokens }

@@ -31,7 +31,20 @@ fn host(setup: &mut Setup) -> Option<&mut HostTime> {
     }
 }
 
-const CONSTANTS: [Constant; 7] = [
+/// The tokens of a step.
+fn budget(setup: &mut Setup) -> Option<&mut u32> {
+    if !setup.calibrate_protocol || setup.step_beyond_prompt.is_some() {
+        return None;
+    }
+    match &mut setup.scheduler {
+        SchedulerConfig::VllmV1(c) => Some(c.max_num_batched_tokens.get_or_insert(8192)),
+        SchedulerConfig::Sglang(c) => Some(c.chunked_prefill_size.get_or_insert(8192)),
+        SchedulerConfig::Trtllm(c) => Some(&mut c.max_num_tokens),
+        _ => None,
+    }
+}
+
+const CONSTANTS: [Constant; 13] = [
     Constant {
         name: "host.gap_us",
         values: &[0, 100, 200, 300, 400, 500, 700, 1000, 1300, 1600, 2000, 2500, 3000, 4000],
@@ -46,6 +59,36 @@ const CONSTANTS: [Constant; 7] = [
         name: "host.sequence_ns",
         values: &[0, 5000, 10_000, 20_000, 30_000, 40_000, 60_000, 80_000, 120_000],
         place: |s| host(s).map(|h| &mut h.sequence_ns),
+    },
+    Constant {
+        name: "beyond.prompt_step_percent",
+        values: &[100, 103, 106, 109, 112, 115, 118, 121, 125, 130, 135],
+        place: |s| Some(&mut s.beyond.prompt_step_percent),
+    },
+    Constant {
+        name: "beyond.decode_step_percent",
+        values: &[100, 102, 104, 106, 108, 110, 113, 116],
+        place: |s| Some(&mut s.beyond.decode_step_percent),
+    },
+    Constant {
+        name: "beyond.all_reduce_ns",
+        values: &[0, 1000, 2000, 3000, 4000, 6000, 8000, 10_000, 13_000],
+        place: |s| Some(&mut s.beyond.all_reduce_ns),
+    },
+    Constant {
+        name: "beyond.reserved_mb",
+        values: &[0, 1000, 2000, 3000, 4000, 5000, 6000, 8000],
+        place: |s| Some(&mut s.beyond.reserved_mb),
+    },
+    Constant {
+        name: "think_us",
+        values: &[0, 1000, 3000, 5000, 10_000, 15_000, 20_000, 30_000],
+        place: |s| Some(&mut s.protocol.think_us),
+    },
+    Constant {
+        name: "tokens of a step",
+        values: &[2048, 4096, 8192, 16_384, 32_768],
+        place: budget,
     },
     Constant {
         name: "latency_us",
@@ -64,8 +107,8 @@ const CONSTANTS: [Constant; 7] = [
     },
     Constant {
         name: "prompts_per_client",
-        values: &[1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20],
-        place: |s| s.calibrate_prompts.then_some(&mut s.protocol.prompts_per_client),
+        values: &[2, 4, 6, 8, 10, 12, 16, 20, 50],
+        place: |s| s.calibrate_protocol.then_some(&mut s.protocol.prompts_per_client),
     },
 ];
 

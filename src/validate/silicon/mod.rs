@@ -11,4 +11,5 @@ pub mod calibrate;
 pub mod errors;
 pub mod predict;
 pub mod rows;
+pub mod scaled;
 pub mod setups;

@@ -1,7 +1,8 @@
 //! Simulating the measured runs.
 
 use super::rows::Row;
-use super::setups::{Protocol, Setup, Setups, Statistic};
+use super::scaled::Scaled;
+use super::setups::{Beyond, Protocol, Setup, Setups, Statistic};
 use crate::cost::{BatchShape, CostModel, PrefillChunk};
 use crate::ids::StageId;
 use crate::predictor::data_sheet::DataSheetSettings;
@@ -104,7 +105,7 @@ impl<'a> Bench<'a> {
         let mut tables: BTreeMap<(String, Engine), Option<Result<Tables, String>>> = BTreeMap::new();
         for row in rows {
             let setup = setup_of(setups, row)?;
-            let limits = setup.scheduler(row.concurrency).limits(1);
+            let limits = setup.scheduler(row).limits(1);
             for source in [Source::Measured, Source::DataSheet] {
                 let most = wanted
                     .entry(key(row, setup, source))
@@ -143,10 +144,11 @@ impl<'a> Bench<'a> {
                     let found = self.served.get(&key(row, setup, source));
                     found.ok_or_else(|| "this format of the KV cache was not prepared".to_owned())
                 };
-                let run = |source| served(source).and_then(|s| s.simulate(row, setup));
+                let plain = Setup { beyond: Beyond::default(), ..setup.clone() };
+                let run = |source, setup| served(source).and_then(|s| s.simulate(row, setup));
                 Ok(Prediction {
-                    simulated: run(Source::Measured),
-                    roofline_simulated: run(Source::DataSheet),
+                    simulated: run(Source::Measured, setup),
+                    roofline_simulated: run(Source::DataSheet, &plain),
                     roofline: served(Source::DataSheet).and_then(|s| s.formula(row)),
                 })
             })
@@ -218,12 +220,21 @@ impl Served {
 
     /// The run of `row`, as its client states it.
     fn simulate(&self, row: &Row, setup: &Setup) -> Result<Times, String> {
-        let cost = self.cost()?;
-        let scheduler = setup.scheduler(row.concurrency).on(&self.device);
+        let reduces = match self.parallel.tensor_parallel {
+            1 => 0,
+            _ => 2 * self.model.num_layers,
+        };
+        let cost = &Scaled::new(self.cost()?, setup.beyond, reduces);
+        let reserved = u64::from(setup.beyond.reserved_mb) * 1_000_000;
+        let device = DeviceSku {
+            memory_bytes: self.device.memory_bytes.saturating_sub(reserved),
+            ..self.device.clone()
+        };
+        let scheduler = setup.scheduler(row).on(&self.device);
         let limits = scheduler.limits(1);
         let plan = memory::plan(
             &self.model,
-            &self.device,
+            &device,
             self.parallel,
             self.model.dtype,
             (limits.max_tokens, limits.max_seqs),

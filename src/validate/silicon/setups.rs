@@ -39,9 +39,14 @@ pub struct Setup {
     /// The engine runs as many requests at a time as there are clients (`--max-num-seqs $CONC`).
     #[serde(default)]
     pub seats_for_clients_only: bool,
-    /// The protocol is not published: `--calibrate` looks for the prompts per client too.
+    /// A step holds the row's prompt, a token for each client and so many tokens more; for `sglang`,
+    /// `max_prefill_tokens` does without the clients.
     #[serde(default)]
-    pub calibrate_prompts: bool,
+    pub step_beyond_prompt: Option<u32>,
+    /// The protocol is not published: `--calibrate` looks for the prompts per client and the engine's
+    /// budget of tokens too.
+    #[serde(default)]
+    pub calibrate_protocol: bool,
     /// Tokens that a KV block holds.
     pub block_size: u32,
     /// The engine's share of the memory, by its own rule.
@@ -49,6 +54,36 @@ pub struct Setup {
     /// Format of the KV cache; the model's own when absent.
     #[serde(default)]
     pub kv_cache: Option<Dtype>,
+    /// What running engines take beyond what our arithmetic knows.
+    #[serde(default)]
+    pub beyond: Beyond,
+}
+
+/// What a running engine takes beyond the sum of its operators, timed one by one on a cool device, and
+/// beyond the memory that its own arithmetic accounts for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Beyond {
+    /// Time of a step with prompts, per cent of the sum of its operators. Long matrix products heat the
+    /// device and lower its clock; prompts run outside CUDA graphs.
+    pub prompt_step_percent: u32,
+    /// Time of a step of decodes, per cent of the sum of its operators.
+    pub decode_step_percent: u32,
+    /// Nanoseconds that each all-reduce takes beyond its timing: devices wait for the slowest.
+    pub all_reduce_ns: u32,
+    /// Megabytes (10⁶) of each device that are not to be had.
+    pub reserved_mb: u32,
+}
+
+impl Default for Beyond {
+    fn default() -> Self {
+        Beyond {
+            prompt_step_percent: 100,
+            decode_step_percent: 100,
+            all_reduce_ns: 0,
+            reserved_mb: 0,
+        }
+    }
 }
 
 /// Conditions on a row; what is empty holds for all.
@@ -132,9 +167,19 @@ impl When {
 }
 
 impl Setup {
-    /// The scheduler for a run with `concurrency` clients.
-    pub fn scheduler(&self, concurrency: u32) -> SchedulerConfig {
+    /// The scheduler for the run of `row`.
+    pub fn scheduler(&self, row: &Row) -> SchedulerConfig {
         let mut scheduler = self.scheduler.clone();
+        let concurrency = row.concurrency;
+        if let Some(more) = self.step_beyond_prompt {
+            let tokens = row.isl + more;
+            match &mut scheduler {
+                SchedulerConfig::VllmV1(c) => c.max_num_batched_tokens = Some(tokens + concurrency),
+                SchedulerConfig::Trtllm(c) => c.max_num_tokens = tokens + concurrency,
+                SchedulerConfig::Sglang(c) => c.max_prefill_tokens = tokens,
+                _ => {}
+            }
+        }
         if self.seats_for_clients_only {
             match &mut scheduler {
                 SchedulerConfig::VllmV1(c) => c.max_num_seqs = Some(concurrency),
