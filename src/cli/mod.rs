@@ -4,6 +4,7 @@
 mod bench;
 mod devices;
 mod fit;
+mod import;
 mod models;
 mod profile;
 mod simulate;
@@ -29,6 +30,8 @@ struct Cli {
 enum Command {
     /// Time the operators of a model on this machine and store them as CSV.
     Profile(profile::Args),
+    /// Turn timings that others published into profiles.
+    Import(import::Args),
     /// Fit predictors to profiles and report their held-out error.
     Fit(fit::Args),
     /// Simulate serving and report latency and throughput.
@@ -68,6 +71,7 @@ impl Failure {
 pub fn run() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Profile(args) => profile::run(args),
+        Command::Import(args) => import::run(args),
         Command::Fit(args) => fit::run(args),
         Command::Simulate(args) => simulate::run(args),
         Command::Validate(args) => validate::run(args),

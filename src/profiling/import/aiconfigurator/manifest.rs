@@ -3,10 +3,10 @@
 use super::attention::Found;
 use super::engine::gemm_format;
 use super::gemm::HeldOut;
-use super::profile::Csv;
 use super::tables::{TableFile, Tables};
 use crate::dataset::manifest::sha256_hex;
 use crate::profiling::import::Origin;
+use crate::profiling::import::csv_text::Csv;
 use crate::spec::model::ModelSpec;
 use crate::spec::ops::Op;
 use crate::spec::precision::Quantization;
