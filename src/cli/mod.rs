@@ -3,6 +3,7 @@
 
 mod bench;
 mod devices;
+mod explain;
 mod fit;
 mod models;
 mod profile;
@@ -33,6 +34,8 @@ enum Command {
     Fit(fit::Args),
     /// Simulate serving and report latency and throughput.
     Simulate(simulate::Args),
+    /// Say where each millisecond of a run went, and which change would help most.
+    Explain(explain::Args),
     /// Compare predictions with what really runs.
     Validate(validate::Args),
     /// Time the simulator itself.
@@ -70,6 +73,7 @@ pub fn run() -> ExitCode {
         Command::Profile(args) => profile::run(args),
         Command::Fit(args) => fit::run(args),
         Command::Simulate(args) => simulate::run(args),
+        Command::Explain(args) => explain::run(args),
         Command::Validate(args) => validate::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Models(args) => models::run(args),

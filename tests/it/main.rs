@@ -4,6 +4,7 @@
 mod cli;
 mod conformance;
 mod conformance_forest;
+mod explain;
 mod metrics;
 mod metrics_files;
 mod sim_properties;
