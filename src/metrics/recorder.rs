@@ -207,7 +207,7 @@ fn find<'a>(
 
 impl Observer for Recorder {
     fn arrived(&mut self, now: SimTime, _: RequestId, request: &Request, replica: ReplicaId) {
-        let record = RequestRecord::new(now, request, replica);
+        let record = RequestRecord::new(request.arrived_at, request, replica);
         match &mut self.sampled {
             Some(sampled) => sampled.push(record),
             None => self.requests.push(record),

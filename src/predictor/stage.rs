@@ -194,7 +194,7 @@ impl StageCost {
     fn op_time(&self, o: StageOp, batch: &BatchShape) -> Option<Prediction> {
         match o.op.feature() {
             Feature::Prefill | Feature::Decode => self.attention(o, batch),
-            Feature::Tokens => Some(self.over_rows(o, batch.num_tokens())),
+            Feature::Tokens => Some(self.over_rows(o, batch.num_rows())),
             Feature::SampledTokens => match batch.num_sampled() {
                 0 => None,
                 rows => Some(self.over_rows(o, rows)),
@@ -216,7 +216,7 @@ impl CostModel for StageCost {
             _ => table.get(n as usize).copied(),
         };
         let total = match (
-            look_up(&stage.per_token, batch.num_tokens()),
+            look_up(&stage.per_token, batch.num_rows()),
             look_up(&stage.lm_head, if stage.lm_head.is_empty() { 0 } else { batch.num_sampled() }),
         ) {
             (Some(per_token), Some(lm_head)) => {
