@@ -5,6 +5,7 @@ use super::table::{number, text, window_width};
 use crate::explain::{self, Breakdown, Explanation, Outcome, Part, Tried};
 use crate::predictor::TableCache;
 use crate::run::{Run, RunConfig};
+use crate::sim::Silent;
 use crate::spec::catalog::Catalog;
 use serde_json::{Value, json};
 use std::fmt::Write as _;
@@ -42,7 +43,8 @@ pub fn run(args: Args) -> Result<(), Failure> {
     let catalog = Catalog::open(args.data_dir.as_deref());
     let cache = TableCache::of_user();
     let run = Run::resolve_with(config, &catalog, &cache).map_err(Failure::user)?;
-    let found = explain::explain(&run).map_err(Failure::user)?;
+    let (found, ..) =
+        explain::explain(&run, run.record_options(), Silent).map_err(Failure::user)?;
     if let Some(dir) = folder.filter(|_| args.set.is_empty()) {
         warn_if_changed(dir, &found)?;
     }

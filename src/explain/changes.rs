@@ -3,7 +3,7 @@
 use crate::metrics::Summary;
 use crate::predictor::{PredictorConfig, TableCache};
 use crate::run::{Run, RunConfig};
-use crate::sim::{RouterConfig, SchedulerConfig, Silent};
+use crate::sim::{RouterConfig, Silent};
 use crate::spec::catalog::Catalog;
 use rayon::prelude::*;
 use serde::Serialize;
@@ -91,19 +91,24 @@ pub fn candidates(config: &RunConfig) -> Vec<Change> {
             }
         }
     };
-    around("max_num_seqs", config.scheduler.max_num_seqs());
-    match &config.scheduler {
-        SchedulerConfig::Sarathi(c) => around("chunk_size", c.chunk_size),
-        SchedulerConfig::Vllm(c) => around("max_num_batched_tokens", c.max_num_batched_tokens),
-        SchedulerConfig::Lightllm(c) => around("max_num_batched_tokens", c.max_num_batched_tokens),
-        _ => {}
-    }
-    for other in
-        [SchedulerConfig::Sarathi(Default::default()), SchedulerConfig::Vllm(Default::default())]
-    {
-        if other.name() != name {
-            add(vec![format!("scheduler={{{}: {{}}}}", other.name())], false);
+    // Seats and the token budget of a step, under whatever name the engine has for them.
+    let fields = [
+        "max_num_seqs",
+        "max_running_requests",
+        "max_batch_size",
+        "chunk_size",
+        "max_num_batched_tokens",
+        "chunked_prefill_size",
+        "max_num_tokens",
+    ];
+    let settings = serde_json::to_value(&config.scheduler).unwrap_or_default();
+    for field in fields {
+        if let Some(value) = settings[name][field].as_u64() {
+            around(field, value.try_into().unwrap_or(u32::MAX));
         }
+    }
+    for other in ["sarathi", "vllm_v1"].into_iter().filter(|other| *other != name) {
+        add(vec![format!("scheduler={{{other}: {{}}}}")], false);
     }
     let cluster = &config.cluster;
     if cluster.num_replicas > 1 && cluster.router != RouterConfig::LeastOutstanding {

@@ -11,9 +11,9 @@ pub use ledger::{Account, Ledger};
 pub use parts::{Part, Parts};
 pub use resource::{Resource, Wear};
 
-use crate::metrics::Summary;
+use crate::metrics::{RecordOptions, Recorder, Summary};
 use crate::run::Run;
-use crate::sim::{self, SimError};
+use crate::sim::{self, Observer, SimError};
 use serde::Serialize;
 
 /// Where the time of a latency goes, on average over requests.
@@ -58,22 +58,27 @@ pub struct Binding {
     pub because: String,
 }
 
-/// Simulates `run` once more and books every nanosecond of every request.
+/// Simulates `run` once more and books every nanosecond of every request; tells a recorder that
+/// keeps what `options` say, and `observer`, the same facts.
 ///
 /// # Errors
 /// When the workload cannot be served by this configuration.
-pub fn explain(run: &Run) -> Result<Explanation, SimError> {
-    let recorder = crate::metrics::Recorder::with(run.sim.num_replicas, run.record_options());
+pub fn explain<O: Observer>(
+    run: &Run,
+    options: RecordOptions,
+    observer: O,
+) -> Result<(Explanation, Recorder, O), SimError> {
+    let recorder = Recorder::with(run.sim.num_replicas, options);
     let wear = Wear::new(&*run.cost, &run.model, &run.device, run.parallelism(), run.dtype());
-    let mut observers = (recorder, (Ledger::new(&*run.cost), wear));
+    let mut observers = ((recorder, observer), (Ledger::new(&*run.cost), wear));
     let outcome = sim::run(&run.sim, &*run.cost, &run.workload, &mut observers)?;
-    let (recorder, (ledger, wear)) = observers;
+    let ((recorder, observer), (ledger, wear)) = observers;
     let summary = Summary::of(&recorder, run.cost.num_stages(), outcome.end);
     let accounts: Vec<&Account> = ledger.done().collect();
     let to_first = |a: &Account| a.to_first.unwrap_or_default();
     let resources = wear.shares();
     let binding = binding(&summary, &resources);
-    Ok(Explanation {
+    let explanation = Explanation {
         ttft: mean(&accounts, to_first),
         ttft_slowest_tenth: mean(&slowest_tenth(&accounts, to_first), to_first),
         tpot: per_token(&accounts),
@@ -82,7 +87,8 @@ pub fn explain(run: &Run) -> Result<Explanation, SimError> {
         resources,
         binding,
         summary,
-    })
+    };
+    Ok((explanation, recorder, observer))
 }
 
 fn slowest_tenth<'a>(accounts: &[&'a Account], of: impl Fn(&Account) -> Parts) -> Vec<&'a Account> {

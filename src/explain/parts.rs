@@ -18,6 +18,8 @@ pub enum Part {
     PrefillCompute,
     /// The same for decoding sequences: mostly reading the weights.
     DecodeWeights,
+    /// Rows without a token that fill a batch up to the size of a captured graph.
+    Padding,
     /// Attention of prompts and of decoding sequences, and writing keys and values.
     Attention,
     /// All-reduce, and sending activations to the next stage.
@@ -34,10 +36,11 @@ pub enum Part {
 
 impl Part {
     /// Every part, in the order in which a request meets them.
-    pub const ALL: [Part; 9] = [
+    pub const ALL: [Part; 10] = [
         Part::Queueing,
         Part::PrefillCompute,
         Part::DecodeWeights,
+        Part::Padding,
         Part::Attention,
         Part::Collectives,
         Part::Host,
@@ -52,6 +55,7 @@ impl Part {
             Part::Queueing => "queueing",
             Part::PrefillCompute => "prefill compute",
             Part::DecodeWeights => "decode weights",
+            Part::Padding => "padding",
             Part::Attention => "attention",
             Part::Collectives => "collectives",
             Part::Host => "host",
@@ -122,14 +126,21 @@ impl<'a> Cutter<'a> {
                 _ => token_wise += time.ms,
             }
         }
+        let filled = match shape.padding {
+            0 => token_wise,
+            _ => self.token_wise(stage, &BatchShape { padding: 0, ..shape.clone() }),
+        };
+        let padding = (token_wise - filled).max(0.0);
+        let tokens = token_wise - padding;
         let decodes = match (shape.prefills.is_empty(), shape.num_decodes) {
-            (true, _) => token_wise,
+            (true, _) => tokens,
             (_, 0) => 0.0,
-            (_, n) => self.decodes_alone(stage, n).min(token_wise),
+            (_, n) => self.decodes_alone(stage, n).min(tokens),
         };
         let weights = [
-            (Part::PrefillCompute, token_wise - decodes),
+            (Part::PrefillCompute, tokens - decodes),
             (Part::DecodeWeights, decodes),
+            (Part::Padding, padding),
             (Part::Attention, attention),
             (Part::Collectives, collectives),
         ];
@@ -140,21 +151,24 @@ impl<'a> Cutter<'a> {
     }
 
     fn decodes_alone(&mut self, stage: StageId, num_decodes: u32) -> f64 {
-        let cost = self.cost;
-        *self.decodes_alone.entry((stage, num_decodes)).or_insert_with(|| {
-            let shape = BatchShape {
-                num_decodes,
-                // Context is attention's concern, which is left out.
-                decode_kv_tokens: u64::from(num_decodes),
-                ..BatchShape::default()
-            };
-            let token_wise = |op: Op| {
-                !matches!(op, Op::AttnPrefill | Op::AttnDecode | Op::AttnKvCacheSave | Op::Host)
-                    && !op.is_collective()
-            };
-            let times = cost.stage_breakdown(stage, &shape);
-            times.iter().filter(|t| token_wise(t.op)).map(|t| t.ms).sum()
-        })
+        if let Some(ms) = self.decodes_alone.get(&(stage, num_decodes)) {
+            return *ms;
+        }
+        // Context is attention's concern, which is left out.
+        let decode_kv_tokens = u64::from(num_decodes);
+        let shape = BatchShape { num_decodes, decode_kv_tokens, ..BatchShape::default() };
+        let ms = self.token_wise(stage, &shape);
+        self.decodes_alone.insert((stage, num_decodes), ms);
+        ms
+    }
+
+    /// Milliseconds of everything that works token by token.
+    fn token_wise(&self, stage: StageId, shape: &BatchShape) -> f64 {
+        let attention = |op| matches!(op, Op::AttnPrefill | Op::AttnDecode | Op::AttnKvCacheSave);
+        let times = self.cost.stage_breakdown(stage, shape);
+        let own =
+            times.iter().filter(|t| !attention(t.op) && !t.op.is_collective() && t.op != Op::Host);
+        own.map(|t| t.ms).sum()
     }
 }
 

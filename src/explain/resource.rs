@@ -107,7 +107,7 @@ impl<'a> Wear<'a> {
     fn work(&self, op: Op, shape: &BatchShape) -> Work {
         let of = |input| op.work(self.model, self.parallel, self.dtype, input);
         match op.feature() {
-            Feature::Tokens => of(OpInput::Tokens(shape.num_tokens())),
+            Feature::Tokens => of(OpInput::Tokens(shape.num_rows())),
             Feature::SampledTokens => of(OpInput::Tokens(shape.num_sampled())),
             Feature::Decode => {
                 let batch = u64::from(shape.num_decodes);
