@@ -23,7 +23,8 @@ pub struct MemoryPlan {
 /// Bytes of keys and values that one token occupies on one device of a stage with `layers` layers.
 ///
 /// `2 (K and V) · layers · kv_heads_per_device · head_dim · bytes_per_element`  [bytes / token]
-/// Source: vLLM 0.11, kv_cache_utils. Assumes a cache in the type of the activations.
+/// Source: vLLM 0.11, kv_cache_utils. The cache is in the format that the checkpoint asks for, else in
+/// `dtype`, that of the activations.
 pub fn kv_bytes_per_token(
     model: &ModelSpec,
     parallel: Parallelism,
@@ -31,7 +32,10 @@ pub fn kv_bytes_per_token(
     dtype: Dtype,
 ) -> f64 {
     let heads = f64::from(parallel.kv_heads_per_device(model));
-    2.0 * f64::from(layers) * heads * f64::from(model.head_dim) * dtype.bytes()
+    2.0 * f64::from(layers)
+        * heads
+        * f64::from(model.head_dim)
+        * model.kv_cache_dtype(dtype).bytes()
 }
 
 /// Weight bytes on one device of `stage`: its share of the layers, the embedding on the first stage
@@ -42,7 +46,8 @@ fn weight_bytes(model: &ModelSpec, parallel: Parallelism, stage: u32, dtype: Dty
     let embedding = f64::from(model.vocab_size) * f64::from(model.hidden_size);
     let first = stage == 0;
     let last = stage + 1 == parallel.pipeline_parallel;
-    let mut params = layers * model.params_per_layer() as f64;
+    let mut projections = layers * model.projection_params_per_layer() as f64;
+    let mut params = layers * model.params_per_layer() as f64 - projections;
     // A tied LM head shares the embedding where both are on one device.
     if first {
         params += embedding;
@@ -53,8 +58,8 @@ fn weight_bytes(model: &ModelSpec, parallel: Parallelism, stage: u32, dtype: Dty
     // Key-value heads that the tensor-parallel degree does not divide are held in several copies.
     let copied =
         f64::from(parallel.kv_heads_per_device(model)) * tp - f64::from(model.num_key_value_heads);
-    params += layers * 2.0 * copied * f64::from(model.head_dim) * f64::from(model.hidden_size);
-    params / tp * dtype.bytes()
+    projections += layers * 2.0 * copied * f64::from(model.head_dim) * f64::from(model.hidden_size);
+    (params * dtype.bytes() + projections * model.projection_bytes(dtype)) / tp
 }
 
 /// Activation bytes at a batch of `tokens` tokens of which `sampled` are sampled: residual stream

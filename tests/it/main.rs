@@ -7,6 +7,7 @@ mod conformance_forest;
 mod explain;
 mod metrics;
 mod metrics_files;
+mod profile_tools;
 mod report;
 mod sim_properties;
 mod sim_scenarios;
