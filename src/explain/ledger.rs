@@ -58,13 +58,15 @@ impl<'a> Ledger<'a> {
 }
 
 impl Observer for Ledger<'_> {
-    fn arrived(&mut self, now: SimTime, _: RequestId, _: &Request, _: ReplicaId) {
+    fn arrived(&mut self, now: SimTime, _: RequestId, request: &Request, _: ReplicaId) {
+        let mut all = Parts::default();
+        all[Part::FrontEnd] = now.since(request.arrived_at).as_ns();
         self.accounts.push(Account {
             mark: now,
             scheduled: false,
             lost: false,
             to_first: None,
-            all: Parts::default(),
+            all,
             tokens: 0,
             done: false,
         });

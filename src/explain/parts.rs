@@ -11,7 +11,9 @@ use std::ops::{AddAssign, Index, IndexMut};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Part {
-    /// From arrival to the first batch.
+    /// From sending to the scheduler: the engine's front end, which reads and tokenises prompts.
+    FrontEnd,
+    /// From the scheduler's queue to the first batch.
     Queueing,
     /// Everything that works token by token (projections, norms, feed-forward), as far as prompt
     /// tokens make it longer than the decoding sequences alone would.
@@ -36,7 +38,8 @@ pub enum Part {
 
 impl Part {
     /// Every part, in the order in which a request meets them.
-    pub const ALL: [Part; 10] = [
+    pub const ALL: [Part; 11] = [
+        Part::FrontEnd,
         Part::Queueing,
         Part::PrefillCompute,
         Part::DecodeWeights,
@@ -52,6 +55,7 @@ impl Part {
     /// Its name, for people.
     pub const fn name(self) -> &'static str {
         match self {
+            Part::FrontEnd => "front end",
             Part::Queueing => "queueing",
             Part::PrefillCompute => "prefill compute",
             Part::DecodeWeights => "decode weights",

@@ -30,7 +30,8 @@ proptest! {
             prop_assert_eq!(account.all.total(), e2e);
             prop_assert_eq!(account.after_first().total(), e2e - ttft);
             let queued = record.scheduled_at.since(record.arrived_at).as_ns();
-            prop_assert_eq!(account.all[Part::Queueing], queued);
+            let before = account.all[Part::FrontEnd] + account.all[Part::Queueing];
+            prop_assert_eq!(before, queued);
             let lost = account.all[Part::Preemption] > 0;
             prop_assert!(!lost || record.restarts > 0);
             prop_assert!(stages > 1 || account.all[Part::PipelineBubble] == 0);

@@ -41,7 +41,13 @@ fn in_browser(dir: &Path, html: &str, script: &str) -> Option<String> {
     fs::write(&file, page).unwrap();
     let profile = dir.join("browser");
     let output = std::process::Command::new(browser)
-        .args(["--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", "--window-size=1000,900"])
+        .args([
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--dump-dom",
+            "--window-size=1000,900",
+        ])
         .arg(format!("--user-data-dir={}", profile.display()))
         .arg(format!("file://{}", file.display()))
         .output()

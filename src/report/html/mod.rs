@@ -38,7 +38,7 @@ pub struct Table {
     pub filter: bool,
 }
 
-/// A stretch of a stacked bar: its name, its share of the whole bar's scale, and its colour, 0 to 9.
+/// A stretch of a stacked bar: its name, its share of the whole bar's scale, and its colour, 0 to 10.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stretch {
     /// What it is.
@@ -94,9 +94,9 @@ impl Page {
     /// A page with a headline and a line below it.
     pub fn new(title: &str, subtitle: &str) -> Self {
         let mut page = Page { title: title.to_owned(), ..Page::default() };
-        let _ = write!(
+        let _ = writeln!(
             page.body,
-            "<header><h1>{}</h1><p class=\"soft\">{}</p></header>\n",
+            "<header><h1>{}</h1><p class=\"soft\">{}</p></header>",
             escape(title),
             escape(subtitle)
         );
@@ -136,9 +136,9 @@ impl Page {
     pub fn charts(&mut self, charts: &[(String, String)]) {
         self.body.push_str("<div class=\"charts\">");
         for (svg, caption) in charts {
-            let _ = write!(
+            let _ = writeln!(
                 self.body,
-                "<figure>{svg}<figcaption>{}</figcaption></figure>\n",
+                "<figure>{svg}<figcaption>{}</figcaption></figure>",
                 escape(caption)
             );
         }
