@@ -107,6 +107,35 @@ fn parse_size(text: &str) -> Result<u64, String> {
         .ok_or_else(|| "expected between 1 byte and 1024 GiB".into())
 }
 
+/// What `vidur profile all` measures: all-reduce and hand-over among the devices of this node. Gives
+/// path and rows of each file.
+pub(super) fn for_all(
+    output_dir: &std::path::Path,
+    data_dir: Option<&std::path::Path>,
+    network_device: Option<&str>,
+    cpu: bool,
+    force: bool,
+) -> Result<Vec<(PathBuf, usize)>, Failure> {
+    let args = Args {
+        collective: vec![CollectiveArg::AllReduce, CollectiveArg::SendRecv],
+        num_workers_per_node: Vec::new(),
+        num_nodes: 1,
+        from: Vec::new(),
+        backend: cpu.then_some(BackendArg::Cpu),
+        network_device: network_device.map(str::to_owned),
+        devices_per_node: None,
+        min_size: 1 << 10,
+        max_size: 64 << 20,
+        repeats: 20,
+        output_dir: output_dir.to_owned(),
+        data_dir: data_dir.map(std::path::Path::to_owned),
+        force,
+    };
+    let rows =
+        |done: &Done| done.groups.iter().map(|&(n, each)| done.table.medians(n, each).len()).sum();
+    Ok(measured(&args)?.iter().map(|done| (done.table.path().to_owned(), rows(done))).collect())
+}
+
 /// Runs `vidur profile collectives`.
 pub fn run(args: &Args) -> Result<(), Failure> {
     if args.min_size > args.max_size {
@@ -207,6 +236,11 @@ enum Means {
 }
 
 fn measure(args: &Args) -> Result<(), Failure> {
+    print_tables(&measured(args)?)
+}
+
+/// Measures on this machine.
+fn measured(args: &Args) -> Result<Vec<Done>, Failure> {
     let catalog = devices::open(args.data_dir.as_deref())?;
     let mut tools = Tools::system();
     tools.deadline = TOOL_DEADLINE;
@@ -245,7 +279,7 @@ fn measure(args: &Args) -> Result<(), Failure> {
         }
         done.push(Done { collective, table, groups });
     }
-    print_tables(&done)
+    Ok(done)
 }
 
 /// The folder to write to.

@@ -86,4 +86,4 @@ fn ms(us: f64) -> f64 {
 
 #[cfg(test)]
 #[path = "network_tests.rs"]
-mod tests;
+pub(crate) mod tests;
