@@ -331,3 +331,75 @@ fn everything_at_once_ends_with_what_is_there_and_what_is_missing() {
         assert!(text.contains("network/box/all_reduce.csv"), "{text}");
     }
 }
+
+/// A Python with torch: VIDUR_TORCH_PYTHON, or the usual places.
+fn torch_python() -> Option<String> {
+    let named = std::env::var("VIDUR_TORCH_PYTHON").ok();
+    named.into_iter().chain(["python3".into(), "/usr/bin/python3".into()]).find(|python| {
+        let import =
+            std::process::Command::new(python).args(["-c", "import torch.distributed"]).output();
+        import.is_ok_and(|output| output.status.success())
+    })
+}
+
+#[test]
+fn torch_times_collectives_between_processes_and_graphs_where_it_is_installed() {
+    let Some(python) = torch_python() else {
+        eprintln!("skipped: no Python with torch; set VIDUR_TORCH_PYTHON to one");
+        return;
+    };
+    let machine = Box::new();
+    if std::thread::available_parallelism().unwrap().get() >= 2 {
+        let line = [
+            "profile",
+            "collectives",
+            "--backend",
+            "torch",
+            "--python",
+            &python,
+            "--num-workers-per-node",
+            "2",
+            "--network-device",
+            "here",
+            "--max-size",
+            "4KiB",
+            "--repeats",
+            "3",
+            "--devices-per-node",
+            "2",
+        ];
+        let (code, _, stderr) = machine.run(&line);
+        assert_eq!(code, 0, "{stderr}");
+        for name in ["all_reduce", "send_recv"] {
+            let csv = machine.read(&format!("data/profiling/network/here/{name}.csv"));
+            assert_eq!(csv.lines().count(), 4, "{csv}");
+            assert!(csv.contains(&format!(",0,2,2048,{name},2,2")), "{csv}");
+        }
+    }
+    let model = "name: me/tiny\nsource: made up\nnum_layers: 2\nhidden_size: 64\nintermediate_size: 128\n\
+        num_attention_heads: 4\nnum_key_value_heads: 2\nhead_dim: 16\nvocab_size: 128\nmax_position_embeddings: 512\n\
+        gated_mlp: true\nactivation: silu\nnorm: rms_norm\ntie_word_embeddings: true\nrope_theta: 10000.0\ndtype: bf16\n";
+    fs::write(machine.path().join("tiny.yml"), model).unwrap();
+    let line = [
+        "profile",
+        "graph",
+        "--models",
+        "tiny.yml",
+        "--backend",
+        "cpu",
+        "--python",
+        &python,
+        "--sku",
+        "here",
+        "--max-context",
+        "256",
+        "--batch-sizes",
+        "2",
+    ];
+    for (extra, rows) in [(&[][..], 4), (&["--per-layer"][..], 12)] {
+        let (code, _, stderr) = machine.run(&[&line[..], extra].concat());
+        assert_eq!(code, 0, "{stderr}");
+        let csv = machine.read("data/profiling/compute/here/me/tiny/graph.csv");
+        assert_eq!(csv.lines().count(), 1 + rows, "{csv}");
+    }
+}

@@ -86,7 +86,14 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let network = args.network_device.as_deref();
     let cpu = found.backend == Kind::Cpu;
     let data_dir = common.data_dir.as_deref();
-    match collectives::for_all(&common.output_dir, data_dir, network, cpu, common.force) {
+    match collectives::for_all(
+        &common.output_dir,
+        data_dir,
+        network,
+        &common.device.python,
+        cpu,
+        common.force,
+    ) {
         Ok(files) => report.written.extend(
             files.iter().map(|(path, rows)| vec![shown(path), rows.to_string(), String::new()]),
         ),
@@ -138,7 +145,7 @@ fn missing(report: &mut Report, args: &Args, found: &Detection) {
 
 fn text_of(report: &Report) -> String {
     let width = window_width();
-    let columns = [text("written"), number("rows"), text("").expendable(1)];
+    let columns = [text("written"), number("rows"), text("this run").expendable(1)];
     let mut out = render(&columns, &report.written, width);
     if !report.noise.is_empty() {
         let rows: Vec<Vec<String>> = report

@@ -9,6 +9,7 @@ mod messages;
 mod tests;
 mod worker;
 
+pub use messages::milliseconds;
 pub use worker::PROTOCOL;
 
 use super::{
@@ -127,6 +128,25 @@ impl TorchBackend {
             compile_s: reply["compile_s"].as_f64().filter(|s| s.is_finite()).unwrap_or(0.0),
             route: reply["route"].as_str().unwrap_or("wall clock").to_owned(),
             neff: reply["neff"].as_str().map(PathBuf::from),
+        })
+    }
+
+    /// One request for each of the first devices, all at the same time.
+    pub fn request_each(
+        &mut self,
+        requests: Vec<Value>,
+        effort: Effort,
+    ) -> Vec<Result<Value, BackendError>> {
+        let script = &self.script;
+        std::thread::scope(|scope| {
+            let pairs = self.lanes.iter_mut().zip(requests);
+            let threads: Vec<_> = pairs
+                .map(|(lane, request)| scope.spawn(move || lane.request(script, request, effort)))
+                .collect();
+            let end = |thread: std::thread::ScopedJoinHandle<'_, Result<Value, BackendError>>| {
+                thread.join().unwrap_or_else(|_| Err(no_lane()))
+            };
+            threads.into_iter().map(end).collect()
         })
     }
 
