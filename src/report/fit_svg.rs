@@ -115,7 +115,8 @@ mod tests {
     fn every_operator_gets_a_panel_with_its_points() {
         let one = panel(vec![(0.1, 0.11), (1.0, 0.9), (10.0, 10.0)]);
         let svg =
-            draw("heading", "legend", &[one.clone(), one.clone(), one.clone(), one.clone(), one]).unwrap();
+            draw("heading", "legend", &[one.clone(), one.clone(), one.clone(), one.clone(), one])
+                .unwrap();
         assert_eq!(svg.matches("mlp_up_proj").count(), 5);
         assert_eq!(svg.matches("<circle").count(), 15);
         assert!(svg.contains("heading") && svg.trim_end().ends_with("</svg>"));

@@ -101,4 +101,3 @@ pub(super) fn check_lengths(config: &SimConfig, workload: &Workload) -> Result<(
     }
     Ok(())
 }
-

@@ -92,9 +92,8 @@ pub struct Comparison {
 pub fn compare(dir: &Path, catalog: &Catalog, sku: &str) -> Result<Comparison, String> {
     let text = |name: &str| {
         let path = dir.join(name);
-        std::fs::read_to_string(&path).map_err(|e| {
-            format!("{}: {e}; expected a run folder of LLMServingSim", path.display())
-        })
+        std::fs::read_to_string(&path)
+            .map_err(|e| format!("{}: {e}; expected a run folder of LLMServingSim", path.display()))
     };
     let name = |file: &str| dir.join(file).display().to_string();
     let meta: Meta = serde_json::from_str(&text("bench/meta.json")?)
@@ -142,13 +141,8 @@ fn simulate(
     let root = llmservingsim::profiles(dir, model, &device.name)
         .map_err(|e| e.to_string())?
         .into_root("LLMServingSim");
-    let system = System {
-        root: &root,
-        model,
-        device,
-        network_device: None,
-        parallel: Parallelism::SINGLE,
-    };
+    let system =
+        System { root: &root, model, device, network_device: None, parallel: Parallelism::SINGLE };
     let (cost, _) = predictor::build(
         &PredictorConfig::Interpolate(OperatorSettings::default()),
         &system,
@@ -188,7 +182,8 @@ fn comparison(meta: &Meta, blocks: u32, measured: &[Measured], view: &ClientView
     let ms = |from: f64, to: f64| (to - from) * 1e3;
     let mean = |values: Vec<f64>| stats::mean(&values).unwrap_or(f64::NAN);
     let real = |f: &dyn Fn(&Measured) -> Option<f64>| mean(measured.iter().filter_map(f).collect());
-    let ours = |f: fn(&ClientTimes) -> Option<f64>| mean(view.requests.iter().filter_map(f).collect());
+    let ours =
+        |f: fn(&ClientTimes) -> Option<f64>| mean(view.requests.iter().filter_map(f).collect());
     let tpot = |r: &Measured| {
         let further = r.output_toks.checked_sub(1).filter(|n| *n > 0)?;
         Some(ms(r.first_token_ts, r.last_token_ts) / f64::from(further))
@@ -227,10 +222,14 @@ fn comparison(meta: &Meta, blocks: u32, measured: &[Measured], view: &ClientView
         ),
         figures,
         ttft_median: median(
-            pairs().map(|(m, s)| stats::ape(ms(m.queued_ts, m.first_token_ts), s.ttft_ms())).collect(),
+            pairs()
+                .map(|(m, s)| stats::ape(ms(m.queued_ts, m.first_token_ts), s.ttft_ms()))
+                .collect(),
         ),
         e2e_median: median(
-            pairs().map(|(m, s)| stats::ape(ms(m.queued_ts, m.last_token_ts), s.e2e_ms())).collect(),
+            pairs()
+                .map(|(m, s)| stats::ape(ms(m.queued_ts, m.last_token_ts), s.e2e_ms()))
+                .collect(),
         ),
     }
 }

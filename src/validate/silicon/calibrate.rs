@@ -133,7 +133,9 @@ pub fn calibrate(bench: &Bench<'_>, setups: &Setups) -> (Setups, Vec<Found>) {
     let mut found = Vec::new();
     for at in 0..setups.setups.len() {
         let rows: Vec<usize> = (0..bench.rows().len())
-            .filter(|&i| bench.rows()[i].system == SYSTEM && setups.of(&bench.rows()[i]) == Some(at))
+            .filter(|&i| {
+                bench.rows()[i].system == SYSTEM && setups.of(&bench.rows()[i]) == Some(at)
+            })
             .collect();
         if rows.is_empty() {
             continue;

@@ -4,11 +4,11 @@ use super::rows::Row;
 use super::scaled::Scaled;
 use super::setups::{Beyond, Protocol, Setup, Setups, Statistic};
 use crate::cost::{BatchShape, CostModel, PrefillChunk};
+use crate::dataset::location::ProfileRoot;
 use crate::ids::StageId;
 use crate::predictor::data_sheet::DataSheetSettings;
 use crate::predictor::{self, Limits, OperatorSettings, PredictorConfig, System, TableCache};
 use crate::profiling::import::aiconfigurator::{Engine, Package, Tables};
-use crate::dataset::location::ProfileRoot;
 use crate::rng;
 use crate::sim::{self, Defects, RouterConfig, SimConfig};
 use crate::spec::catalog::Catalog;
@@ -102,7 +102,8 @@ impl<'a> Bench<'a> {
         catalog: &Catalog,
     ) -> Result<Bench<'a>, String> {
         let mut wanted: BTreeMap<Key, Limits> = BTreeMap::new();
-        let mut tables: BTreeMap<(String, Engine), Option<Result<Tables, String>>> = BTreeMap::new();
+        let mut tables: BTreeMap<(String, Engine), Option<Result<Tables, String>>> =
+            BTreeMap::new();
         for row in rows {
             let setup = setup_of(setups, row)?;
             let limits = setup.scheduler(row).limits(1);
@@ -187,8 +188,7 @@ impl Served {
         let model = catalog.model(&key.model).map_err(|e| e.to_string())?;
         let device = catalog.device(&key.system).map_err(|e| e.to_string())?;
         let model = super::rows::quantized(&model, key.weights, key.kv_cache);
-        let parallel =
-            Parallelism { tensor_parallel: key.tensor_parallel, pipeline_parallel: 1 };
+        let parallel = Parallelism { tensor_parallel: key.tensor_parallel, pipeline_parallel: 1 };
         let build = |root: &ProfileRoot, config: &PredictorConfig| {
             let network_device = Some(key.system.as_str());
             let system = System { root, model: &model, device: &device, network_device, parallel };

@@ -101,7 +101,8 @@ fn parse(bytes: &[u8]) -> Result<Vec<Row>, String> {
         let Some(model) = dense_model(&raw.model_path).filter(|_| raw.mode == "agg") else {
             continue;
         };
-        let rest: Vec<&str> = record.iter().zip(&headers).filter(|f| f.1 != "id").map(|f| f.0).collect();
+        let rest: Vec<&str> =
+            record.iter().zip(&headers).filter(|f| f.1 != "id").map(|f| f.0).collect();
         if !seen.insert(rest.join("\u{1f}")) {
             continue;
         }
@@ -157,11 +158,7 @@ fn dense_model(path: &str) -> Option<&'static str> {
 }
 
 /// `model` with its weights and KV cache in these formats.
-pub fn quantized(
-    model: &ModelSpec,
-    weights: WeightFormat,
-    kv_cache: Option<Dtype>,
-) -> ModelSpec {
+pub fn quantized(model: &ModelSpec, weights: WeightFormat, kv_cache: Option<Dtype>) -> ModelSpec {
     if weights == WeightFormat::Unquantized && kv_cache.is_none() {
         return model.clone();
     }
@@ -195,8 +192,14 @@ mod tests {
         .unwrap();
         let ids: Vec<&str> = rows.iter().map(|r| r.id.as_str()).collect();
         assert_eq!(ids, ["a", "e"]);
-        assert_eq!((rows[0].benchmark, rows[1].benchmark), (Benchmark::InferenceX, Benchmark::Grid));
-        assert_eq!((rows[1].model.as_str(), rows[1].weights), ("meta-llama/Llama-3.1-8B", WeightFormat::Fp8Block));
+        assert_eq!(
+            (rows[0].benchmark, rows[1].benchmark),
+            (Benchmark::InferenceX, Benchmark::Grid)
+        );
+        assert_eq!(
+            (rows[1].model.as_str(), rows[1].weights),
+            ("meta-llama/Llama-3.1-8B", WeightFormat::Fp8Block)
+        );
         assert_eq!((rows[0].concurrency, rows[0].tensor_parallel, rows[0].ttft_ms), (4, 2, 10.5));
     }
 
@@ -209,6 +212,8 @@ mod tests {
              nothing"
         );
         let error = rows(&["a,s,vllm,,Qwen/Qwen3-32B,h100_sxm,agg,1024,128,fp8,,2,1,10,2"]);
-        assert!(error.unwrap_err().contains("line 2: batch_size is \"\"; expected a number above 0"));
+        assert!(
+            error.unwrap_err().contains("line 2: batch_size is \"\"; expected a number above 0")
+        );
     }
 }
