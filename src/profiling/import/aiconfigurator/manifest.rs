@@ -202,6 +202,11 @@ impl Manifest {
              chunk's share of the query-key pairs"
                 .into(),
         );
+        manifest.methods.push(
+            "one more length for batches whose table ends early: as half the batch with as many tokens in \
+             its caches"
+                .into(),
+        );
         manifest.fuse(tables);
         manifest.of_model(model)
     }
