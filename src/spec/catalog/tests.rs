@@ -17,8 +17,8 @@ fn write(dir: &Path, path: &str, text: &str) {
 #[test]
 fn every_shipped_file_is_read_and_makes_sense() {
     let (_dir, catalog) = built_in();
-    assert_eq!(catalog.models().unwrap().len(), 22);
-    assert_eq!(catalog.devices().unwrap().len(), 25);
+    assert_eq!(catalog.models().unwrap().len(), 24);
+    assert_eq!(catalog.devices().unwrap().len(), 26);
     assert_eq!(catalog.nodes().unwrap().len(), 56);
 }
 
