@@ -153,7 +153,7 @@ fn a_file_on_disk_goes_before_the_compiled_one() {
     write(dir.path(), "model_configs/microsoft/phi-2.yml", &text);
     assert_eq!(catalog.model("microsoft/phi-2").unwrap().num_layers, 7);
     let all = catalog.models().unwrap();
-    assert_eq!(all.len(), 22);
+    assert_eq!(all.len(), 24);
     assert_eq!(all.iter().find(|m| m.name == "microsoft/phi-2").unwrap().num_layers, 7);
 }
 

@@ -263,7 +263,7 @@ mod tests {
     #[test]
     fn a_batch_that_ends_early_gets_one_more_length_from_half_of_it() {
         let ms =
-            |batch: u32, length: u32| 1e-3 * f64::from(batch) + 1e-6 * f64::from(batch * length);
+            |batch: u32, length: u32| 1e-5 * f64::from(batch) + 1e-6 * f64::from(batch * length);
         let mut points = Vec::new();
         for (batch, most) in [(1, 8191), (2, 4095), (4, 2047), (8, 511)] {
             let lengths = [255, 511, 1023, 2047, 4095, 8191].into_iter().filter(|l| *l <= most);
