@@ -9,6 +9,7 @@
 pub mod cli;
 pub mod cost;
 pub mod dataset;
+pub mod explain;
 pub mod ids;
 pub mod metrics;
 pub mod predictor;

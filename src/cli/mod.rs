@@ -3,10 +3,12 @@
 
 mod bench;
 mod devices;
+mod explain;
 mod fit;
 mod import;
 mod models;
 mod profile;
+mod report;
 mod simulate;
 mod table;
 mod validate;
@@ -36,6 +38,10 @@ enum Command {
     Fit(fit::Args),
     /// Simulate serving and report latency and throughput.
     Simulate(simulate::Args),
+    /// Say where each millisecond of a run went, and which change would help most.
+    Explain(explain::Args),
+    /// Write a run, or the answers of a plan, as one HTML file.
+    Report(report::Args),
     /// Compare predictions with what really runs.
     Validate(validate::Args),
     /// Time the simulator itself.
@@ -74,6 +80,8 @@ pub fn run() -> ExitCode {
         Command::Import(args) => import::run(args),
         Command::Fit(args) => fit::run(args),
         Command::Simulate(args) => simulate::run(args),
+        Command::Explain(args) => explain::run(args),
+        Command::Report(args) => report::run(args),
         Command::Validate(args) => validate::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Models(args) => models::run(args),

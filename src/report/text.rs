@@ -138,7 +138,7 @@ fn line(out: &mut String, cells: &[String; 6]) {
 }
 
 /// Four significant digits or whole numbers, digits grouped by commas.
-fn number(v: f64) -> String {
+pub fn number(v: f64) -> String {
     let decimals = match v.abs() {
         a if a == 0.0 || a >= 999.95 => 0,
         a if a >= 100.0 => 1,

@@ -4,9 +4,11 @@
 mod cli;
 mod conformance;
 mod conformance_forest;
+mod explain;
 mod metrics;
 mod metrics_files;
 mod profile_tools;
+mod report;
 mod sim_properties;
 mod sim_scenarios;
 mod support;
