@@ -138,13 +138,12 @@ pub fn longer(points: &[Point]) -> Vec<Point> {
     for row in points.chunk_by(|a, b| a.batch == b.batch) {
         let Some(last) = row.last().filter(|p| p.batch > 1) else { continue };
         let (half, length) = (last.batch / 2, twice(last.length));
-        if let (Some(same), Some(before)) = (at(half, twice(length)), at(half, length)) {
-            found.push(Point { batch: last.batch, length, ms: same * last.ms / before });
-        } else if let (Some(derived), Some(before)) = (
-            found.iter().find(|p| (p.batch, p.length) == (half, twice(length))).map(|p| p.ms),
-            at(half, length),
-        ) {
-            found.push(Point { batch: last.batch, length, ms: derived * last.ms / before });
+        let derived = found.iter().find(|p| (p.batch, p.length) == (half, twice(length)));
+        let same = at(half, twice(length)).or(derived.map(|p| p.ms));
+        if let (Some(same), Some(before)) = (same, at(half, length)) {
+            // As many tokens in the caches before: what remains is the price of more sequences.
+            let ms = same + (last.ms - before).max(0.0);
+            found.push(Point { batch: last.batch, length, ms });
         }
     }
     found
@@ -262,8 +261,9 @@ mod tests {
 
     #[test]
     fn a_batch_that_ends_early_gets_one_more_length_from_half_of_it() {
-        let ms =
-            |batch: u32, length: u32| 1e-5 * f64::from(batch) + 1e-6 * f64::from(batch * length);
+        let ms = |batch: u32, length: u32| {
+            1e-3 * f64::from(batch) + 1e-6 * f64::from(batch * (length + 1))
+        };
         let mut points = Vec::new();
         for (batch, most) in [(1, 8191), (2, 4095), (4, 2047), (8, 511)] {
             let lengths = [255, 511, 1023, 2047, 4095, 8191].into_iter().filter(|l| *l <= most);
@@ -273,7 +273,7 @@ mod tests {
         let shapes: Vec<_> = found.iter().map(|p| (p.batch, p.length)).collect();
         // 2 x 8191 would need 1 x 16383, which is not there.
         assert_eq!(shapes, [(8, 1023)]);
-        assert!((found[0].ms / ms(8, 1023) - 1.0).abs() < 0.01, "{} {}", found[0].ms, ms(8, 1023));
+        assert!((found[0].ms / ms(8, 1023) - 1.0).abs() < 1e-12, "{}", found[0].ms);
     }
 
     #[test]
