@@ -4,6 +4,7 @@
 
 pub mod attention;
 pub mod cpu;
+pub mod graph;
 pub mod journal;
 pub mod location;
 #[cfg(test)]

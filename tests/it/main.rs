@@ -4,6 +4,7 @@
 mod cli;
 mod conformance;
 mod conformance_forest;
+mod cpu_overhead;
 mod explain;
 mod metrics;
 mod metrics_files;
