@@ -4,6 +4,7 @@ use super::Failure;
 use super::table::{self, number, text};
 use crate::profiling::import::aiconfigurator::{DEGREES, Engine, Package, Tables};
 use crate::profiling::import::{Imported, llmservingsim, vidur};
+use crate::run::lookup;
 use crate::spec::catalog::Catalog;
 use clap::Subcommand;
 use serde_json::Value;
@@ -135,7 +136,10 @@ fn aiconfigurator(args: &Aiconfigurator) -> Result<(), Failure> {
     let models = models.collect::<Result<Vec<_>, _>>()?;
     let network = match &args.network_device {
         Some(name) => name.clone(),
-        None => network_of(&catalog, &device.name)?.unwrap_or_else(|| args.system.clone()),
+        None => {
+            let wiring = lookup::wiring(&device, &catalog).map_err(Failure::user)?;
+            wiring.unwrap_or_else(|| args.system.clone())
+        }
     };
     let package = Package::open(&args.from).map_err(Failure::user)?;
     let version = args.engine_version.as_deref();
@@ -151,13 +155,6 @@ fn aiconfigurator(args: &Aiconfigurator) -> Result<(), Failure> {
         .first()
         .map(|model| format!("vidur simulate --model {} --sku {}", model.name, device.name));
     finish(&set, &args.target, next.as_deref())
-}
-
-/// How the devices of the largest node with `device` are wired.
-fn network_of(catalog: &Catalog, device: &str) -> Result<Option<String>, Failure> {
-    let nodes = catalog.nodes().map_err(Failure::user)?;
-    let own = nodes.into_iter().filter(|node| node.device == device);
-    Ok(own.max_by_key(|node| node.num_devices).and_then(|node| node.network_device))
 }
 
 fn llmservingsim(args: &Llmservingsim) -> Result<(), Failure> {
@@ -211,7 +208,7 @@ fn finish(set: &Imported, target: &Target, next: Option<&str>) -> Result<(), Fai
     }
     let origin = manifests.values().next().map(source_of).unwrap_or_default();
     let held_out = manifests.values().find_map(held_out_of);
-    let mut lines = format!("\n{origin}\nwritten to {}\n", shown(&target.output_dir));
+    let mut lines = format!("{origin}\nwritten to {}\n", shown(&target.output_dir));
     if let Some(error) = held_out {
         lines.push_str(&format!("{error}\n"));
     }

@@ -1,6 +1,6 @@
 //! Profiles of a model from the tables: mlp.csv, attention.csv and the network's files.
 
-use super::attention::{Found, Heads, Point, Prompts, Table};
+use super::attention::{Found, Heads, Point, Prompts, Table, longer};
 use super::engine::{Engine, gemm_format};
 use super::gemm::{At, Grid};
 use super::manifest::{Counts, Manifest};
@@ -263,6 +263,9 @@ impl Tables {
         }
         for Point { batch, length, ms } in &decodes {
             push(*batch, 0, *length, *ms, decode_found);
+        }
+        for Point { batch, length, ms } in longer(&decodes) {
+            push(batch, 0, length, ms, Found::Derived);
         }
         Ok(())
     }
