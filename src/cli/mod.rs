@@ -2,6 +2,7 @@
 //! decides the exit code. Data goes to stdout, messages to stderr.
 
 mod bench;
+mod capacity;
 mod devices;
 mod fit;
 mod models;
@@ -33,6 +34,8 @@ enum Command {
     Fit(fit::Args),
     /// Simulate serving and report latency and throughput.
     Simulate(simulate::Args),
+    /// Find the cheapest configuration that keeps its objectives.
+    Capacity(capacity::Args),
     /// Compare predictions with what really runs.
     Validate(validate::Args),
     /// Time the simulator itself.
@@ -70,6 +73,7 @@ pub fn run() -> ExitCode {
         Command::Profile(args) => profile::run(args),
         Command::Fit(args) => fit::run(args),
         Command::Simulate(args) => simulate::run(args),
+        Command::Capacity(args) => capacity::run(args),
         Command::Validate(args) => validate::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Models(args) => models::run(args),

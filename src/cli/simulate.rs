@@ -163,13 +163,14 @@ fn load(args: &Args) -> Result<RunConfig, Failure> {
 pub(super) fn config_text(path: Option<&Path>) -> Result<(String, String), Failure> {
     match path {
         None => Ok((String::new(), String::new())),
-        Some(path) => Ok((read(path)?, path.display().to_string())),
+        Some(path) => Ok((read(path, "a YAML config file")?, path.display().to_string())),
     }
 }
 
-fn read(path: &Path) -> Result<String, Failure> {
+/// The text of a file that the user named; `expected` says what it should be.
+pub(super) fn read(path: &Path, expected: &str) -> Result<String, Failure> {
     let failed = |cause: &dyn std::fmt::Display| {
-        Failure::user(format!("{}: {cause}; expected a YAML config file", path.display()))
+        Failure::user(format!("{}: {cause}; expected {expected}", path.display()))
     };
     if path.is_dir() {
         return Err(failed(&"is a directory"));

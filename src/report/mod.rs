@@ -7,5 +7,6 @@ pub mod fit_svg;
 pub mod plots;
 pub mod request_csv;
 pub mod run_dir;
+pub mod scatter_svg;
 pub mod text;
 pub mod vllm_bench;

@@ -4,6 +4,7 @@
 mod config;
 pub mod lookup;
 mod overrides;
+mod pool;
 mod resolve;
 
 pub use config::{
@@ -11,4 +12,5 @@ pub use config::{
 };
 pub use lookup::ResolveError;
 pub use overrides::ConfigError;
+pub use pool::Pool;
 pub use resolve::{DeploymentReport, KvReport, Run};
