@@ -219,6 +219,46 @@ impl Row {
         self
     }
 
+    /// The configuration in a few words: what it runs on, and how.
+    pub fn short(&self) -> String {
+        self.words(self.replicas)
+    }
+
+    /// The same of a single replica.
+    pub fn short_of_one(&self) -> String {
+        self.words(1)
+    }
+
+    fn words(&self, replicas: u32) -> String {
+        let mut parts = vec![self.sku.clone()];
+        let model = |(name, value): &(String, String)| (name == "model").then(|| value.clone());
+        if let Some(name) = self.labels.iter().find_map(model) {
+            let last = name.rsplit('/').next().unwrap_or(&name).to_owned();
+            parts.insert(0, format!("{last} on"));
+        }
+        for (n, what) in
+            [(self.tensor_parallel, "TP"), (self.pipeline_parallel, "PP"), (replicas, "x")]
+        {
+            if n > 1 {
+                parts.push(format!("{what}{n}"));
+            }
+        }
+        parts.push(self.scheduler.clone());
+        const SAID: [&str; 7] = [
+            "model",
+            "sku",
+            "tensor_parallel",
+            "pipeline_parallel",
+            "replicas",
+            "scheduler",
+            "workload",
+        ];
+        for (name, value) in self.labels.iter().filter(|l| !SAID.contains(&l.0.as_str())) {
+            parts.push(format!("{}={value}", name.rsplit('.').next().unwrap_or(name)));
+        }
+        parts.join(" ")
+    }
+
     /// The 90th percentile of the time to first token at the capacity, milliseconds.
     pub fn ttft_p90(&self) -> Option<f64> {
         self.at.as_ref()?.ttft_ms.map(|d| d.p90)

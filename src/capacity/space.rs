@@ -1,6 +1,6 @@
 //! The search space: from lists to single configurations.
 
-use crate::run::RunConfig;
+use crate::run::{ConfigError, RunConfig};
 use crate::sim::{RouterConfig, SchedulerConfig};
 use crate::spec::catalog::Catalog;
 use crate::workload::WorkloadConfig;
@@ -95,7 +95,10 @@ impl Change {
             Change::Router(router) => config.cluster.router = router,
             Change::Workload(workload) => config.workload = workload,
             Change::Set(set) => {
-                *config = config.with(&set).map_err(|e| format!("space.{e}"))?;
+                *config = config.with(&set).map_err(|e| match e {
+                    ConfigError::Set { set, message } => format!("space.set: {set}: {message}"),
+                    other => other.to_string(),
+                })?;
             }
         }
         Ok(())
@@ -375,7 +378,7 @@ mod tests {
                 "space.schedulers: sarathi.chunk_size is an empty",
             ),
             ("set: {seed: []}", "space.set.seed is an empty list"),
-            ("set: {sed: [1]}", "space.--set sed=1: unknown field `sed`"),
+            ("set: {sed: [1]}", "space.set: sed=1: sed: unknown field `sed`"),
         ] {
             let error = expand(yaml).unwrap_err();
             assert!(error.starts_with(expected), "{yaml}: {error}");

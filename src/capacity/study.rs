@@ -2,16 +2,17 @@
 
 use super::cache::ResultCache;
 use super::evaluate::Subject;
-use super::plan::{Plan, PlanError};
+use super::plan::{Constraints, Plan, PlanError};
 use super::pricing::PriceList;
 use super::row::{Cause, Row};
 use super::slo::Rule;
 use super::space::Candidate;
 use crate::predictor::{PredictorConfig, TableCache};
-use crate::run::{Pool, Run};
+use crate::run::{Pool, Run, RunConfig};
 use crate::spec::catalog::Catalog;
 use crate::workload::RateTemplate;
 use rayon::prelude::*;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A plan with everything that it needs.
@@ -26,9 +27,9 @@ pub struct Study<'a> {
     pub catalog: &'a Catalog,
     tables: TableCache,
     results: ResultCache,
-    pool: Pool,
-    kept: AtomicUsize,
-    searched: AtomicUsize,
+    pool: Arc<Pool>,
+    kept: Arc<AtomicUsize>,
+    searched: Arc<AtomicUsize>,
 }
 
 /// A search that is to be done: a configuration under one set of objectives.
@@ -61,10 +62,27 @@ impl<'a> Study<'a> {
             catalog,
             tables,
             results,
-            pool: Pool::new(),
-            kept: AtomicUsize::new(0),
-            searched: AtomicUsize::new(0),
+            pool: Arc::new(Pool::new()),
+            kept: Arc::default(),
+            searched: Arc::default(),
         })
+    }
+
+    /// The same study of another plan over the same catalogue and prices. Objectives that make no sense
+    /// are left as they are.
+    #[must_use]
+    pub fn with_plan(&self, plan: Plan) -> Study<'a> {
+        Study {
+            rules: plan.rules().unwrap_or_else(|_| self.rules.clone()),
+            plan,
+            prices: self.prices.clone(),
+            catalog: self.catalog,
+            tables: self.tables.clone(),
+            results: self.results.clone(),
+            pool: Arc::clone(&self.pool),
+            kept: Arc::clone(&self.kept),
+            searched: Arc::clone(&self.searched),
+        }
     }
 
     /// Every search of the plan, in a fixed order.
@@ -103,9 +121,14 @@ impl<'a> Study<'a> {
 
     /// The row of one configuration.
     pub fn row(&self, candidate: &Candidate, rule: usize) -> Row {
+        self.row_under(candidate, rule, &self.plan.constraints)
+    }
+
+    /// The row of one configuration under constraints other than the plan's.
+    pub fn row_under(&self, candidate: &Candidate, rule: usize, limits: &Constraints) -> Row {
         let (name, rule) = &self.rules[rule];
         let row = Row::new(candidate, name);
-        let row = match self.constrain(row, candidate) {
+        let row = match self.constrain(row, candidate, limits) {
             Ok(row) => row,
             Err(excluded) => return *excluded,
         };
@@ -118,7 +141,7 @@ impl<'a> Study<'a> {
             Ok(evaluated) => {
                 let offer = row.offer.clone();
                 let row = row.evaluated(&run, evaluated).priced(offer);
-                match (self.plan.constraints.min_requests_per_s, row.requests_per_s) {
+                match (limits.min_requests_per_s, row.requests_per_s) {
                     (Some(least), Some(rate)) if rate < least => {
                         let reason =
                             format!("{rate} requests/s, fewer than min_requests_per_s {least}");
@@ -133,7 +156,7 @@ impl<'a> Study<'a> {
     fn evaluate(&self, run: &Run, rule: &Rule) -> Result<super::evaluate::Evaluated, String> {
         let subject = self.subject(run, rule)?;
         let (evaluated, kept) = self.results.get(&subject, || subject.evaluate())?;
-        if kept { &self.kept } else { &self.searched }.fetch_add(1, Ordering::Relaxed);
+        if kept { &*self.kept } else { &*self.searched }.fetch_add(1, Ordering::Relaxed);
         Ok(evaluated)
     }
 
@@ -169,10 +192,30 @@ impl<'a> Study<'a> {
             .map_err(|e| e.to_string())
     }
 
+    /// The config that simulates a configuration as it was searched, at a rate.
+    ///
+    /// # Errors
+    /// The first thing that does not hold.
+    pub fn config_at(
+        &self,
+        candidate: &Candidate,
+        rule: usize,
+        requests_per_s: f64,
+    ) -> Result<RunConfig, String> {
+        let run = self.run_of(candidate, Some(self.plan.search.requests))?;
+        let (_, rule) = &self.rules[rule];
+        let workload = self.subject(&run, rule)?.template.config_at(requests_per_s);
+        Ok(RunConfig { workload, ..run.config })
+    }
+
     /// Checks what can be told without simulating, and adds price and power. The error is the row of an
     /// excluded configuration.
-    fn constrain(&self, mut row: Row, candidate: &Candidate) -> Result<Row, Box<Row>> {
-        let limits = &self.plan.constraints;
+    fn constrain(
+        &self,
+        mut row: Row,
+        candidate: &Candidate,
+        limits: &Constraints,
+    ) -> Result<Row, Box<Row>> {
         let cluster = &candidate.config.cluster;
         let out = |row: Row, cause, reason| Err(Box::new(row.excluded(cause, reason)));
         if let Some(most) = limits.max_devices.filter(|most| row.devices > *most) {

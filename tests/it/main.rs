@@ -1,6 +1,7 @@
 //! All integration tests in one binary. Names read as sentences; snapshots are refreshed with
 //! `INSTA_UPDATE=always cargo test` and reviewed in the diff.
 
+mod capacity;
 mod cli;
 mod conformance;
 mod conformance_forest;

@@ -1,6 +1,6 @@
 //! The files of a capacity run.
 
-use crate::capacity::{Exclusion, Group, Key, Row, Status, Study, results_csv};
+use crate::capacity::{Answers, Group, Key, Part, Row, Status, Study, Task, results_csv};
 use crate::report::run_dir::{RunDir, RunDirError};
 use crate::report::scatter_svg::{self, Axes, Point};
 use serde_json::{Value, json};
@@ -10,21 +10,15 @@ use std::io::Write as _;
 pub struct Results<'a> {
     /// The plan.
     pub study: &'a Study<'a>,
+    /// Its searches.
+    pub tasks: &'a [Task],
     /// A row per configuration, workload and set of objectives.
     pub rows: &'a [Row],
-    /// By workload and set of objectives.
-    pub groups: &'a [Group],
-    /// Why configurations are left out.
-    pub exclusions: &'a [Exclusion],
+    /// What follows from them.
+    pub answers: &'a Answers,
 }
 
 impl Results<'_> {
-    /// The row of a configuration in a group.
-    pub fn row(&self, group: &Group, id: usize) -> Option<&Row> {
-        let inside = |r: &&Row| (&r.workload, &r.slo) == (&group.workload, &group.slo);
-        self.rows.iter().filter(inside).find(|r| r.id == id)
-    }
-
     /// The ranked rows of a group, the best first.
     pub fn ranked(&self, group: &Group) -> Vec<&Row> {
         let mut rows: Vec<&Row> = self
@@ -43,8 +37,7 @@ pub fn summary(results: &Results<'_>) -> Value {
     json!({
         "vidur_version": env!("CARGO_PKG_VERSION"),
         "kind": "capacity",
-        "groups": results.groups,
-        "exclusions": results.exclusions,
+        "answers": results.answers,
         "rows": results.rows,
     })
 }
@@ -60,16 +53,41 @@ pub fn write(dir: &RunDir, results: &Results<'_>) -> Result<(), RunDirError> {
         writeln!(out)
     })?;
     yaml(dir, "plan.yml", &results.study.plan)?;
-    let several = results.groups.len() > 1;
-    for group in results.groups {
+    let several = results.answers.groups.len() > 1;
+    for group in &results.answers.groups {
         let suffix = |name: &str| match several {
             true => format!("{name}-{}-{}", group.workload, group.slo),
             false => name.to_owned(),
         };
         front(dir, results, group, &suffix("pareto_ttft"), true)?;
         front(dir, results, group, &suffix("pareto_itl"), false)?;
+        best(dir, results, group, &suffix("best"))?;
     }
     Ok(())
+}
+
+/// What a job leaves behind for merging.
+///
+/// # Errors
+/// Those of the system, with the path.
+pub fn write_part(dir: &RunDir, part: &Part) -> Result<(), RunDirError> {
+    dir.write("part.json", |out| {
+        serde_json::to_writer(&mut *out, part)?;
+        writeln!(out)
+    })
+}
+
+/// The config of the best configuration at its capacity, for `vidur simulate`.
+fn best(dir: &RunDir, results: &Results<'_>, group: &Group, name: &str) -> Result<(), RunDirError> {
+    let failed = |cause| RunDirError::Io { path: name.to_owned(), cause };
+    let best = results.tasks.iter().zip(results.rows).find(|(_, row)| {
+        row.rank == Some(1) && (&row.workload, &row.slo) == (&group.workload, &group.slo)
+    });
+    let Some((task, rate)) = best.and_then(|(t, r)| Some((t, r.requests_per_s?))) else {
+        return Ok(());
+    };
+    let config = results.study.config_at(&task.candidate, task.rule, rate).map_err(failed)?;
+    yaml(dir, &format!("{name}.yml"), &config)
 }
 
 fn yaml(dir: &RunDir, name: &str, value: &impl serde::Serialize) -> Result<(), RunDirError> {
@@ -77,20 +95,6 @@ fn yaml(dir: &RunDir, name: &str, value: &impl serde::Serialize) -> Result<(), R
         let text = serde_saphyr::to_string(value).map_err(std::io::Error::other)?;
         out.write_all(text.as_bytes())
     })
-}
-
-/// A configuration in a few words: what sets it apart.
-pub fn short(row: &Row) -> String {
-    let mut parts = vec![row.sku.clone()];
-    for (n, what) in
-        [(row.tensor_parallel, "TP"), (row.pipeline_parallel, "PP"), (row.replicas, "x")]
-    {
-        if n > 1 {
-            parts.push(format!("{what}{n}"));
-        }
-    }
-    parts.push(row.scheduler.clone());
-    parts.join(" ")
 }
 
 fn front(
@@ -109,7 +113,7 @@ fn front(
                 true => (row.ttft_p90()?, row.pareto_ttft_p90),
                 false => (row.itl_p99()?, row.pareto_itl_p99),
             };
-            let label = if on_front { short(row) } else { String::new() };
+            let label = if on_front { row.short() } else { String::new() };
             Some(Point { x: key.cost(row)?, y, on_front, label })
         })
         .collect();

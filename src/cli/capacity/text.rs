@@ -1,33 +1,86 @@
 //! What a capacity run prints.
 
+use super::answers;
 use super::files::Results;
 use crate::capacity::{Group, Row};
 use crate::cli::table::{Column, number, render, text, window_width};
 use crate::report::text::number as figure;
 
 /// A number or a dash.
-fn or_dash(value: Option<f64>) -> String {
+pub fn or_dash(value: Option<f64>) -> String {
     value.map_or_else(|| "-".to_owned(), figure)
 }
 
 /// Everything, group by group.
 pub fn tables(results: &Results<'_>, top: usize) -> String {
+    let answers = results.answers;
     let mut out = String::new();
-    for group in results.groups {
+    for group in &answers.groups {
         out.push_str(&headline(results, group));
-        out.push_str(&table(results, group, top));
+        match answers.advice.iter().find(|a| same(group, &a.workload, &a.slo)) {
+            Some(advice) => {
+                for line in &advice.lines {
+                    out.push_str(&indented(line));
+                }
+            }
+            None => {
+                out.push_str(&table(results, group, top));
+                out.push('\n');
+                out.push_str(&answers::of_group(answers, group));
+            }
+        }
         out.push('\n');
     }
-    if !results.exclusions.is_empty() {
-        out.push_str("left out\n");
-        for e in results.exclusions.iter().take(8) {
-            out.push_str(&indented(&format!("{} of them: {}", e.count, e.reason)));
-        }
-        if let Some(more) = results.exclusions.len().checked_sub(8).filter(|n| *n > 0) {
-            out.push_str(&format!("  and {more} more reasons, in results.csv\n"));
+    out.push_str(&answers::what_if(answers));
+    out.push_str(&left_out(results));
+    out.push_str(&step_times(results));
+    out
+}
+
+/// Whether something belongs to a group.
+pub fn same(group: &Group, workload: &str, slo: &str) -> bool {
+    (group.workload.as_str(), group.slo.as_str()) == (workload, slo)
+}
+
+/// Why nothing answers the plan, and what to change.
+pub fn nothing(results: &Results<'_>) -> String {
+    let mut out = "no configuration keeps the objectives".to_owned();
+    let several = results.answers.groups.len() > 1;
+    for advice in &results.answers.advice {
+        for line in &advice.lines {
+            let of = format!("{} under {}: ", advice.workload, advice.slo);
+            out.push_str(&format!("\n  {}{line}", if several { &of } else { "" }));
         }
     }
     out
+}
+
+fn left_out(results: &Results<'_>) -> String {
+    const MOST: usize = 8;
+    let exclusions = &results.answers.exclusions;
+    if exclusions.is_empty() {
+        return String::new();
+    }
+    let mut out = "left out\n".to_owned();
+    for e in exclusions.iter().take(MOST) {
+        out.push_str(&indented(&format!("{}: {}", e.count, e.reason)));
+    }
+    if exclusions.len() > MOST {
+        let more = exclusions.len() - MOST;
+        out.push_str(&format!("  and {more} more reasons, in results.csv\n"));
+    }
+    out + "\n"
+}
+
+/// What a reader must know before believing the figures.
+fn step_times(results: &Results<'_>) -> String {
+    let mut kinds: Vec<&str> = Vec::new();
+    for row in results.rows.iter().filter(|r| r.rank.is_some()) {
+        if !kinds.contains(&row.step_times.as_str()) {
+            kinds.push(&row.step_times);
+        }
+    }
+    format!("{:<12} {}\n", "step times", kinds.join("; "))
 }
 
 /// `text` below a heading, in lines of the usual width.
@@ -46,7 +99,7 @@ fn headline(results: &Results<'_>, group: &Group) -> String {
         "{} configurations keep it, {} at no rate, {} left out",
         group.ok, group.misses_slo, group.excluded
     );
-    let named = match results.groups.len() {
+    let named = match results.answers.groups.len() {
         1 => String::new(),
         _ => format!("{} under {}: ", group.workload, group.slo),
     };
