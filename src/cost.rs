@@ -25,6 +25,8 @@ pub struct BatchShape {
     pub num_decodes: u32,
     /// Sum over the decoding sequences of the tokens each attends to, its own new token included.
     pub decode_kv_tokens: u64,
+    /// Rows without a token that fill the batch up to the size of a captured graph.
+    pub padding: u32,
 }
 
 impl BatchShape {
@@ -38,6 +40,11 @@ impl BatchShape {
         self.num_prefill_tokens() + u64::from(self.num_decodes)
     }
 
+    /// Rows that pass through the layers: tokens and padding.
+    pub fn num_rows(&self) -> u64 {
+        self.num_tokens() + u64::from(self.padding)
+    }
+
     /// Sequences whose next token is sampled in this step: the rows of the LM head.
     pub fn num_sampled(&self) -> u64 {
         self.prefills.iter().filter(|p| p.completes).count() as u64 + u64::from(self.num_decodes)
@@ -48,6 +55,7 @@ impl BatchShape {
         self.prefills.clear();
         self.num_decodes = 0;
         self.decode_kv_tokens = 0;
+        self.padding = 0;
     }
 }
 

@@ -1,11 +1,13 @@
-//! `vidur devices`: list the devices and nodes in the catalogue, show one.
+//! `vidur devices`: list the devices and nodes in the catalogue, show one, or say what is here.
 
 use super::Failure;
 use super::table::{self, number, text};
+use crate::profiling::detect::{self, Detection, Kind};
+use crate::profiling::tool::Tools;
 use crate::spec::catalog::{Catalog, CatalogError};
 use crate::spec::device::{DeviceSku, NodeSku, PriceKind};
 use crate::spec::model::Dtype;
-use clap::Subcommand;
+use clap::{Subcommand, ValueEnum};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -18,6 +20,12 @@ pub struct Args {
     /// Print JSON instead of tables.
     #[arg(long)]
     json: bool,
+    /// Say which devices this machine has, how they are wired, and what the catalogue calls them.
+    #[arg(long)]
+    detect: bool,
+    /// Look for this kind of device only [default: Neuron, NVIDIA, AMD, CPU, the first that is there].
+    #[arg(long, value_enum, requires = "detect")]
+    backend: Option<DeviceKind>,
     /// Folder whose files go before the built-in ones [default: data, where it exists].
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
@@ -35,9 +43,42 @@ enum Command {
     },
 }
 
+/// Kinds of device, as typed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum DeviceKind {
+    /// AWS Inferentia and Trainium.
+    Neuron,
+    /// NVIDIA.
+    Cuda,
+    /// AMD.
+    Rocm,
+    /// The host's processor.
+    Cpu,
+}
+
+impl From<DeviceKind> for Kind {
+    fn from(kind: DeviceKind) -> Kind {
+        match kind {
+            DeviceKind::Neuron => Kind::Neuron,
+            DeviceKind::Cuda => Kind::Cuda,
+            DeviceKind::Rocm => Kind::Rocm,
+            DeviceKind::Cpu => Kind::Cpu,
+        }
+    }
+}
+
 /// Runs `vidur devices`.
 pub fn run(args: Args) -> Result<(), Failure> {
     match args.command {
+        None if args.detect => {
+            let catalog = open(args.data_dir.as_deref())?;
+            let found = detect::detect(&Tools::system(), &catalog, args.backend.map(Kind::from))
+                .map_err(Failure::user)?;
+            match args.json {
+                true => table::print_json(&found),
+                false => table::print(&detected(&found)),
+            }
+        }
         None => list(&open(args.data_dir.as_deref())?, args.json),
         Some(Command::Show { name, data_dir }) => show(&open(data_dir.as_deref())?, &name),
     }
@@ -70,6 +111,48 @@ fn show(catalog: &Catalog, name: &str) -> Result<(), Failure> {
         },
         Err(broken) => Err(Failure::user(broken)),
     }
+}
+
+/// What was found, a line each.
+fn detected(found: &Detection) -> String {
+    let count = found.devices.len();
+    let first = found.devices.first();
+    let name = first.and_then(|d| d.name.clone()).unwrap_or_else(|| "device without a name".into());
+    let mut facts = vec![name];
+    if let Some(bytes) = first.and_then(|d| d.memory_bytes) {
+        facts.push(format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30)));
+    }
+    if let Some(cores) = first.and_then(|d| d.cores) {
+        facts.push(format!("{cores} {}", if cores == 1 { "core" } else { "cores" }));
+    }
+    let kind = match found.backend {
+        Kind::Neuron => "neuron",
+        Kind::Cuda => "cuda",
+        Kind::Rocm => "rocm",
+        Kind::Cpu => "cpu",
+    };
+    let mut lines = vec![
+        ("backend", kind.to_owned()),
+        ("devices", format!("{count} x {}", facts.join(", "))),
+        ("driver", or_dash(first.and_then(|d| d.driver.clone()))),
+        ("sku", found.sku.clone().unwrap_or_else(|| "not in the catalogue".into())),
+        (
+            "profiles",
+            format!("data/profiling/compute/{}/", found.store_as.as_deref().unwrap_or("?")),
+        ),
+    ];
+    if let Some(topology) = found.topology {
+        lines.push(("wiring", topology.to_string()));
+    }
+    if count > 1 {
+        lines.push(("network", or_dash(found.network_device.clone())));
+    }
+    if !found.nodes.is_empty() {
+        lines.push(("nodes", found.nodes.join(", ")));
+    }
+    lines.extend(found.unknown.iter().map(|what| ("unknown", what.clone())));
+    lines.extend(found.asked.iter().map(|a| ("asked", format!("{}: {}", a.source, a.answer))));
+    lines.iter().map(|(what, text)| format!("{what:<9}{text}\n")).collect()
 }
 
 #[derive(Serialize)]

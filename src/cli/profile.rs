@@ -1,11 +1,12 @@
 //! `vidur profile`: time the operators of models on this machine.
 
+mod collectives;
+mod device;
 mod progress;
 mod summary;
 
 use super::Failure;
 use crate::dataset::write::{ProfileFiles, TableKind, write_atomically};
-use crate::profiling::backend::cpu::CpuBackend;
 use crate::profiling::backend::{Backend, Effort, Peaks, Shape, Shard};
 use crate::profiling::host::Host;
 use crate::profiling::plan::{self, Grid, Limits};
@@ -32,6 +33,8 @@ enum What {
     Mlp(MlpArgs),
     /// Time attention and the write to the KV cache, for prompts and for decoding.
     Attention(AttentionArgs),
+    /// Time what devices do together (all-reduce, send and receive), or read what others timed.
+    Collectives(collectives::Args),
 }
 
 #[derive(Debug, clap::Args)]
@@ -63,10 +66,9 @@ struct Common {
     /// Tensor-parallel degrees: the shard of one device is timed.
     #[arg(long, value_delimiter = ',', default_values_t = [1], value_name = "N,N")]
     tensor_parallel: Vec<u32>,
-    /// Device to measure on.
-    #[arg(long, value_enum, default_value_t = BackendKind::Auto)]
-    backend: BackendKind,
-    /// Name of this machine's profiles [default: from the CPU's model and threads].
+    #[command(flatten)]
+    device: device::DeviceArgs,
+    /// Name of this machine's profiles [default: what `vidur devices --detect` says].
     #[arg(long, value_name = "NAME")]
     sku: Option<String>,
     /// Folder to write to.
@@ -75,9 +77,6 @@ struct Common {
     /// Folder of models that take precedence over the built-in ones [default: data, where it exists].
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Threads of the kernels [default: one per physical core].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
-    threads: Option<u32>,
     /// Stop after this much time for each model: 90s, 10m, 1h 30m, or `none`.
     #[arg(long, default_value = "60s", value_name = "TIME", value_parser = parse_budget)]
     budget: BudgetArg,
@@ -97,17 +96,6 @@ struct Common {
     /// Print the plan and what it will cost; measure and write nothing.
     #[arg(long)]
     dry_run: bool,
-    /// Seed of weights, tokens and block tables.
-    #[arg(long, default_value_t = 42, value_name = "N")]
-    seed: u64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum BackendKind {
-    /// The best device that this program can measure here.
-    Auto,
-    /// The CPU.
-    Cpu,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -145,18 +133,16 @@ pub fn run(args: Args) -> Result<(), Failure> {
             let limits = Limits { max_tokens: 1, max_batch_size, max_context };
             profile(TableKind::Attention, &args.common, limits)
         }
+        What::Collectives(args) => collectives::run(&args),
     }
 }
 
 fn profile(kind: TableKind, args: &Common, limits: Limits) -> Result<(), Failure> {
     let models = resolve_models(args)?;
     let host = Host::detect();
-    let mut backend = match args.backend {
-        BackendKind::Auto | BackendKind::Cpu => {
-            CpuBackend::new(&host, args.threads, args.seed).map_err(Failure::user)?
-        }
-    };
-    let sku = args.sku.clone().unwrap_or_else(|| host.sku(backend.device().threads));
+    let device::Chosen { mut backend, sku } =
+        device::open(&args.device, args.data_dir.as_deref(), &host)?;
+    let sku = args.sku.clone().unwrap_or(sku);
     let jobs = models
         .into_iter()
         .map(|model| job(kind, args, limits, model, &sku, &host))
@@ -175,10 +161,10 @@ fn profile(kind: TableKind, args: &Common, limits: Limits) -> Result<(), Failure
     let begin = Instant::now();
     for job in &jobs {
         let mut reporter = Reporter::new(job);
-        let outcome = runner::run(job, &mut backend, peaks, &|| begin.elapsed(), &mut reporter)
+        let outcome = runner::run(job, backend.as_mut(), peaks, &|| begin.elapsed(), &mut reporter)
             .map_err(Failure::user)?;
         drop(reporter);
-        write_device(job, &backend, peaks)?;
+        write_device(job, backend.as_ref(), peaks)?;
         super::table::print(&summary::outcome(job, &outcome))?;
     }
     Ok(())
@@ -346,7 +332,7 @@ mod tests {
     fn rounds_are_three_unless_told_and_at_most_twenty() {
         let rounds = |line: &str| match parse(line).map(|args| args.what) {
             Ok(What::Mlp(args)) => Ok(args.common.rounds),
-            Ok(What::Attention(_)) => panic!("not mlp"),
+            Ok(_) => panic!("not mlp"),
             Err(message) => Err(message),
         };
         assert_eq!(rounds("mlp --models a/b"), Ok(3));

@@ -184,6 +184,7 @@ fn shape_of(batch: &LayerBatch) -> BatchShape {
         prefills: batch.prefills.iter().map(prefill).collect(),
         num_decodes: batch.decodes.len() as u32,
         decode_kv_tokens: batch.decodes.iter().sum(),
+        padding: 0,
     }
 }
 

@@ -7,8 +7,10 @@ use include_dir::{Dir, include_dir};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 static BUILT_IN: Dir<'static> = include_dir!("$CARGO_MANIFEST_DIR/data/profiling");
 
@@ -21,6 +23,15 @@ pub enum ProfileRoot {
     Several(Vec<ProfileRoot>),
     /// The profiles compiled into the program.
     BuiltIn,
+    /// Profiles in memory.
+    Memory(Arc<Files>),
+}
+
+/// Profiles in memory: contents by path below the root.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Files {
+    name: String,
+    files: BTreeMap<String, Vec<u8>>,
 }
 
 /// The kinds of profile, one CSV file each.
@@ -134,6 +145,11 @@ impl ProfileFile {
 }
 
 impl ProfileRoot {
+    /// Files in memory by path below the root, called `name` in messages.
+    pub fn memory(name: impl Into<String>, files: BTreeMap<String, Vec<u8>>) -> ProfileRoot {
+        ProfileRoot::Memory(Arc::new(Files { name: name.into(), files }))
+    }
+
     /// The folder at `path`, or several, separated as in the PATH variable (`:`, on Windows `;`).
     ///
     /// # Errors
@@ -239,6 +255,7 @@ impl ProfileRoot {
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
                 Err(source) => Err(LocateError::Io { file: self.show(path), source }),
             },
+            ProfileRoot::Memory(set) => Ok(set.files.get(path).cloned().map(Cow::Owned)),
             // Asked one by one, so that a profile and its manifest come from the same set.
             ProfileRoot::Several(_) => Ok(None),
         }
@@ -248,6 +265,7 @@ impl ProfileRoot {
         match self {
             ProfileRoot::BuiltIn => format!("<built in>/{path}"),
             ProfileRoot::Directory(root) => root.join(path).display().to_string(),
+            ProfileRoot::Memory(set) => format!("<{}>/{path}", set.name),
             ProfileRoot::Several(_) => path.to_owned(),
         }
     }
@@ -278,6 +296,7 @@ impl ProfileRoot {
         match self {
             ProfileRoot::BuiltIn => "the built-in profiles".into(),
             ProfileRoot::Directory(path) => path.display().to_string(),
+            ProfileRoot::Memory(set) => set.name.clone(),
             ProfileRoot::Several(roots) => {
                 roots.iter().map(ProfileRoot::name).collect::<Vec<_>>().join(" and ")
             }
@@ -313,6 +332,10 @@ impl ProfileRoot {
                 if let Some(dir) = BUILT_IN.get_dir(folder) {
                     list_built_in(dir, &mut paths);
                 }
+            }
+            ProfileRoot::Memory(set) => {
+                let below = |path: &&String| path.split('/').next() == Some(folder);
+                paths.extend(set.files.keys().filter(below).cloned());
             }
             ProfileRoot::Directory(root) => list_on_disk(root, &root.join(folder), 6, &mut paths),
             ProfileRoot::Several(roots) => {

@@ -8,6 +8,7 @@ pub mod location;
 #[cfg(test)]
 mod location_tests;
 pub mod manifest;
+pub mod network;
 pub mod read;
 #[cfg(test)]
 mod read_tests;

@@ -10,7 +10,7 @@ use crate::spec::ops::{Op, OpInput};
 use crate::spec::parallel::Parallelism;
 use csv::ByteRecord;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 /// What to do with a row whose time is empty or NaN.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +45,17 @@ pub struct OpSamples {
     pub points: Vec<Sample>,
 }
 
+/// Several prompts of one length on empty caches, processed together.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PromptBatch {
+    /// Prompts, at least 2.
+    pub prompts: u64,
+    /// Tokens of each.
+    pub tokens: u64,
+    /// Median time of attention in milliseconds.
+    pub ms: f64,
+}
+
 /// A file that samples were taken from.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SourceFile {
@@ -62,6 +73,10 @@ pub struct SourceFile {
 pub struct ProfileSet {
     /// Samples by operator, each operator once.
     pub ops: Vec<OpSamples>,
+    /// Attention of several prompts at a time, where it was measured.
+    pub prompt_batches: Vec<PromptBatch>,
+    /// Whether the times of the all-reduce hold what launching it costs; `None` when nothing says so.
+    pub all_reduce_launch_included: Option<bool>,
     /// Operators that the profiles have no column for.
     pub not_measured: Vec<Op>,
     /// What the reader left out, and what that may cost.
@@ -187,7 +202,7 @@ impl Request<'_> {
     /// # Errors
     /// When the file cannot be used; the message names line and column.
     pub fn read_mlp(&self, file: &ProfileFile, set: &mut ProfileSet) -> Result<(), ReadError> {
-        let table = Table::parse(file)?;
+        let (table, fused) = (Table::parse(file)?, fused(file));
         let model = self.model;
         let counts = [
             ("n_head", model.num_attention_heads),
@@ -202,7 +217,7 @@ impl Request<'_> {
             if !is_mlp(op) {
                 continue;
             }
-            self.collect(&table, op, &rows, set, |row| {
+            self.collect(&table, op, &rows, &fused, set, |row| {
                 Ok(Some(OpInput::Tokens(table.count(row, tokens)?)))
             })?;
         }
@@ -213,7 +228,8 @@ impl Request<'_> {
     /// Adds the operators of an attention.csv to `set`.
     ///
     /// Prefill rows (a chunk above 0) feed `attn_prefill`, decode rows `attn_decode`: what the
-    /// other column holds there (empty or 0) is "not measured". `attn_kv_cache_save` is taken
+    /// other column holds there (empty or 0) is "not measured". Prefill rows of several prompts on
+    /// empty caches are kept apart, as [`PromptBatch`]. `attn_kv_cache_save` is taken
     /// from both, as a function of the tokens written: the chunk, or one per sequence.
     ///
     /// # Errors
@@ -223,7 +239,7 @@ impl Request<'_> {
         file: &ProfileFile,
         set: &mut ProfileSet,
     ) -> Result<(), ReadError> {
-        let table = Table::parse(file)?;
+        let (table, fused) = (Table::parse(file)?, fused(file));
         let model = self.model;
         let counts = [
             ("n_embd", model.hidden_size),
@@ -239,16 +255,30 @@ impl Request<'_> {
         let batch = table.column("batch_size", "attention.csv")?;
         let chunk = table.column("prefill_chunk_size", "attention.csv")?;
         let kv = table.column("kv_cache_size", "attention.csv")?;
+        let mut prompt_batches = Vec::new();
+        let time = table.optional(&time_column(Op::AttnPrefill, "median"));
+        if let Some(time) = time.filter(|_| self.ops.contains(&Op::AttnPrefill)) {
+            for row in &rows {
+                let (prompts, tokens) = (table.count(row, batch)?, table.count(row, chunk)?);
+                if prompts > 1 && tokens > 0 && table.count(row, kv)? == 0 {
+                    let ms = table.time(row, time)?;
+                    prompt_batches.extend(ms.map(|ms| PromptBatch { prompts, tokens, ms }));
+                }
+            }
+        }
+        set.prompt_batches = prompt_batches;
         for &op in self.ops.iter().filter(|op| ATTENTION_OPS.contains(op)) {
-            self.collect(&table, op, &rows, set, |row| {
+            self.collect(&table, op, &rows, &fused, set, |row| {
                 let (batch, chunk) = (table.count(row, batch)?, table.count(row, chunk)?);
                 let kv = table.count(row, kv)? as f64;
                 Ok(match op {
-                    Op::AttnPrefill if chunk > 0 => {
+                    Op::AttnPrefill if chunk > 0 && batch <= 1 => {
                         Some(OpInput::Prefill { kv, chunk: chunk as f64 })
                     }
                     Op::AttnDecode if chunk == 0 => Some(OpInput::Decode { batch, kv }),
-                    Op::AttnKvCacheSave => Some(OpInput::Tokens(chunk.max(batch))),
+                    Op::AttnKvCacheSave if chunk == 0 || batch <= 1 => {
+                        Some(OpInput::Tokens(chunk.max(batch)))
+                    }
                     _ => None,
                 })
             })?;
@@ -268,7 +298,7 @@ impl Request<'_> {
         file: &ProfileFile,
         set: &mut ProfileSet,
     ) -> Result<(), ReadError> {
-        let table = Table::parse(file)?;
+        let (table, fused) = (Table::parse(file)?, fused(file));
         let workers = table.column("num_workers", op.name())?;
         let size = table.column("size", op.name())?;
         let group = if op == Op::AllReduce { self.parallel.tensor_parallel } else { 2 };
@@ -286,7 +316,11 @@ impl Request<'_> {
             rows = keep_degree(&table, rows, "devices_per_node", per_node, keep, &local)?;
         }
         let rows = distinct(rows);
-        self.collect(&table, op, &rows, set, |row| {
+        if op == Op::AllReduce {
+            let stated = file.manifest.as_ref().and_then(|m| m.get("launch_included"));
+            set.all_reduce_launch_included = stated.and_then(serde_json::Value::as_bool);
+        }
+        self.collect(&table, op, &rows, &fused, set, |row| {
             Ok(Some(OpInput::Tokens(table.count(row, size)?)))
         })?;
         set.sources.push(source(file));
@@ -353,12 +387,17 @@ impl Request<'_> {
         table: &Table<'_>,
         op: Op,
         rows: &[&'t ByteRecord],
+        fused: &Fused,
         set: &mut ProfileSet,
         input: impl Fn(&'t ByteRecord) -> Result<Option<OpInput>, ReadError>,
     ) -> Result<(), ReadError> {
         let name = time_column(op, "median");
         let column = match table.optional(&name) {
             Some(column) => column,
+            None if let Some(by) = fused.get(op.name()) => {
+                set.notes.push(format!("{}: the time of {op} is part of {by}", table.file));
+                return Ok(());
+            }
             None if Self::is_optional(op) => {
                 set.not_measured.push(op);
                 set.notes.push(format!(
@@ -399,6 +438,19 @@ impl Request<'_> {
         set.ops.push(OpSamples { op, file, points });
         Ok(())
     }
+}
+
+/// Operators that another one does the work of, and which: the profile has no column for them.
+type Fused = BTreeMap<String, String>;
+
+/// What the manifest beside `file` says is part of other operators.
+fn fused(file: &ProfileFile) -> Fused {
+    let stated = file.manifest.as_ref().and_then(|m| m.get("fused")).and_then(|f| f.as_object());
+    let words = stated
+        .into_iter()
+        .flatten()
+        .filter_map(|(op, by)| by.as_str().map(|by| (op.clone(), by.to_owned())));
+    words.collect()
 }
 
 /// Whether an operator's times are in mlp.csv.

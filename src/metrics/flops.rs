@@ -105,6 +105,7 @@ mod tests {
             prefills: vec![chunk(0, 100, true)],
             num_decodes: 3,
             decode_kv_tokens: 600,
+            padding: 0,
         };
         let whole = StageFlops::of(&m, Parallelism::SINGLE, 0).of_batch(&batch);
         let split = Parallelism { tensor_parallel: 1, pipeline_parallel: 2 };

@@ -131,6 +131,9 @@ impl Recorder {
 
     /// `tokens` tokens appeared `gap` after the ones before them.
     fn gaps(&mut self, gap: SimDuration, tokens: u32) {
+        if tokens == 0 {
+            return;
+        }
         if let Some(sampled) = &mut self.sampled {
             return sampled.gaps.add_times(gap.as_ns(), u64::from(tokens));
         }
@@ -203,10 +206,10 @@ fn find<'a>(
 }
 
 impl Observer for Recorder {
-    fn arrived(&mut self, now: SimTime, id: RequestId, request: &Request, replica: ReplicaId) {
-        let record = RequestRecord::new(now, request, replica);
+    fn arrived(&mut self, now: SimTime, _: RequestId, request: &Request, replica: ReplicaId) {
+        let record = RequestRecord::new(request.arrived_at, request, replica);
         match &mut self.sampled {
-            Some(sampled) => sampled.insert(id, record),
+            Some(sampled) => sampled.push(record),
             None => self.requests.push(record),
         }
         if self.options.token_lists {
@@ -226,7 +229,7 @@ impl Observer for Recorder {
         self.batches.formed(size, tokens, u64::from(batch.shape.num_decodes), 1);
         // A request is first scheduled with a prompt chunk.
         if !batch.shape.prefills.is_empty() {
-            for entry in &batch.entries {
+            for entry in batch.entries.iter().filter(|e| e.prefill) {
                 let found = find(&mut self.requests, &mut self.sampled, entry.request);
                 if let Some(record) = found {
                     record.scheduled_at = record.scheduled_at.min(now);
@@ -280,20 +283,31 @@ impl Observer for Recorder {
         }
     }
 
-    fn token(&mut self, now: SimTime, id: RequestId, request: &Request) {
-        self.peaks.tokens(now, 1);
-        let Some(record) = find(&mut self.requests, &mut self.sampled, id) else { return };
-        let last = std::mem::replace(&mut record.last_token_at, now);
-        if last == SimTime::NEVER {
-            record.first_token_at = now;
-            return;
+    fn tokens(&mut self, now: SimTime, ids: &[RequestId], requests: &[Request]) {
+        self.peaks.tokens(now, ids.len() as u64);
+        let second_wanted = self.options.metrics.dialect.has_second_token();
+        // Requests that decode together mostly had their last token together too.
+        let (mut gap, mut count) = (SimDuration::ZERO, 0);
+        for &id in ids {
+            let Some(record) = find(&mut self.requests, &mut self.sampled, id) else { continue };
+            let last = std::mem::replace(&mut record.last_token_at, now);
+            if last == SimTime::NEVER {
+                record.first_token_at = now;
+                continue;
+            }
+            let after = now.since(record.arrived_at);
+            let this = now.since(last);
+            if this != gap {
+                self.gaps(gap, count);
+                (gap, count) = (this, 0);
+            }
+            count += 1;
+            self.gap_of(id, this);
+            if second_wanted && requests[id.index()].emitted() == 2 {
+                self.second_token(after);
+            }
         }
-        let after = now.since(record.arrived_at);
-        self.gaps(now.since(last), 1);
-        self.gap_of(id, now.since(last));
-        if self.options.metrics.dialect.has_second_token() && request.emitted() == 2 {
-            self.second_token(after);
-        }
+        self.gaps(gap, count);
     }
 
     fn takes_repeats(&self) -> bool {

@@ -4,14 +4,17 @@ use super::config::Slo;
 use super::record::{Figure, RequestRecord};
 use crate::ids::RequestId;
 use crate::stats::Sketch;
-use crate::units::SimDuration;
-use rustc_hash::FxHashMap;
+use crate::units::{SimDuration, SimTime};
+use std::collections::VecDeque;
 
 /// Keeps requests while they are in flight and counts them when they complete.
 #[derive(Debug, Default)]
 pub struct Sampled {
-    /// Never iterated: its order is no order.
-    live: FxHashMap<u32, RequestRecord>,
+    /// The oldest request in flight and every later one, by id; those that have completed among
+    /// them are not live any more.
+    live: VecDeque<RequestRecord>,
+    /// Id of the first of them.
+    base: u32,
     most_live: usize,
     figures: [Sketch; Figure::ALL.len()],
     /// Gaps between consecutive tokens, nanoseconds.
@@ -47,26 +50,31 @@ impl Totals {
 }
 
 impl Sampled {
-    /// A request that arrived.
-    pub fn insert(&mut self, id: RequestId, record: RequestRecord) {
-        self.live.insert(id.0, record);
+    /// The next request arrived. Requests are numbered in order of arrival.
+    pub fn push(&mut self, record: RequestRecord) {
+        self.live.push_back(record);
         self.most_live = self.most_live.max(self.live.len());
     }
 
     /// A request in flight.
+    #[inline]
     pub fn get_mut(&mut self, id: RequestId) -> Option<&mut RequestRecord> {
-        self.live.get_mut(&id.0)
+        self.live.get_mut(id.0.wrapping_sub(self.base) as usize)
     }
 
     /// Counts a request that has completed and forgets it.
     pub fn complete(&mut self, id: RequestId, slo: &Slo) {
-        let Some(record) = self.live.remove(&id.0) else { return };
+        let Some(record) = self.get_mut(id).cloned() else { return };
         for (figure, sketch) in Figure::ALL.into_iter().zip(&mut self.figures) {
             if let Some(ms) = record.figure_ms(figure) {
                 sketch.add(SimDuration::from_ms(ms).as_ns());
             }
         }
         self.totals.add(&record, slo);
+        while self.live.front().is_some_and(|r| r.completed_at != SimTime::NEVER) {
+            self.live.pop_front();
+            self.base += 1;
+        }
     }
 
     /// The sketch of a figure, nanoseconds.

@@ -211,6 +211,7 @@ fn a_predictor_from_kept_tables_answers_as_the_one_that_was_fitted() {
         }],
         num_decodes: 5,
         decode_kv_tokens: 700,
+        padding: 0,
     };
     with_system(|system, _| {
         let answer = |cache: &TableCache| {

@@ -92,8 +92,10 @@ pub struct OperatorSettings {
     pub layer_sum: LayerSum,
     /// Slow-down of attention over several sequences, against the same work in one.
     pub attention_batching_overhead: AttentionBatchingOverhead,
-    /// Milliseconds that launching one all-reduce adds to its profile (Vidur: 0.02).
-    pub all_reduce_launch_ms: f64,
+    /// Milliseconds that launching one all-reduce adds to its profile. When absent: nothing where the
+    /// profile's manifest says that its times hold it, else 0.02, as Vidur.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub all_reduce_launch_ms: Option<f64>,
     /// Use attention rows of this KV block size only; all when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub block_size: Option<u32>,
@@ -128,7 +130,7 @@ impl Default for OperatorSettings {
             implausible: None,
             layer_sum: LayerSum::Engine,
             attention_batching_overhead: AttentionBatchingOverhead::default(),
-            all_reduce_launch_ms: 0.02,
+            all_reduce_launch_ms: None,
             block_size: None,
             cpu_overhead: false,
             cpu_overhead_stages: HostStages::First,
@@ -174,6 +176,12 @@ impl OperatorSettings {
         })
     }
 
+    /// Milliseconds that launching one all-reduce adds to a profile whose manifest says `included`.
+    pub fn all_reduce_launch(&self, included: Option<bool>) -> f64 {
+        const VIDUR_MS: f64 = 0.02;
+        self.all_reduce_launch_ms.unwrap_or(if included == Some(true) { 0.0 } else { VIDUR_MS })
+    }
+
     /// Checks the numbers.
     ///
     /// # Errors
@@ -182,7 +190,7 @@ impl OperatorSettings {
         for (name, value) in [
             ("attention_batching_overhead.prefill", self.attention_batching_overhead.prefill),
             ("attention_batching_overhead.decode", self.attention_batching_overhead.decode),
-            ("all_reduce_launch_ms", self.all_reduce_launch_ms),
+            ("all_reduce_launch_ms", self.all_reduce_launch_ms.unwrap_or(0.0)),
         ] {
             if !(value.is_finite() && value >= 0.0) {
                 return Err(format!("predictor: {name} is {value}; expected 0 or more"));
@@ -220,7 +228,7 @@ mod tests {
         assert_eq!(s.missing_values, MissingValues::Skip);
         assert_eq!(s.layer_sum, LayerSum::Vidur);
         assert_eq!(s.attention_batching_overhead.decode, 0.1);
-        assert_eq!((s.all_reduce_launch_ms, s.block_size), (0.02, Some(16)));
+        assert_eq!((s.all_reduce_launch_ms, s.block_size), (None, Some(16)));
     }
 
     #[test]

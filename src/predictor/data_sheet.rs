@@ -107,6 +107,8 @@ struct Rates {
     parallel: Parallelism,
     dtype: Dtype,
     ms_per_flop: f64,
+    /// That of the layers' projections, which a quantised checkpoint calculates in fewer bits.
+    projection_ms_per_flop: f64,
     ms_per_byte: f64,
     launch_ms: f64,
     ms_per_link_byte: f64,
@@ -134,6 +136,10 @@ impl DataSheet {
         let peak = device.peak(dtype).ok_or_else(|| {
             lacks("peak_flops_per_s", "add it to the device's file in data/device_skus")
         })?;
+        // Where the device cannot calculate in the format of the weights, they are unpacked first.
+        let quantized = system.model.weight_format().compute();
+        let projection_peak =
+            quantized.and_then(|d| device.peak_flops_per_s.get(&d).copied()).unwrap_or(peak);
         let collective = ops.iter().find(|op| op.is_collective());
         let link = match (collective, device.link_bytes_per_s) {
             (_, Some(link)) => link,
@@ -152,6 +158,7 @@ impl DataSheet {
             parallel: system.parallel,
             dtype,
             ms_per_flop: 1e3 / (peak * settings.compute_efficiency),
+            projection_ms_per_flop: 1e3 / (projection_peak * settings.compute_efficiency),
             ms_per_byte: 1e3 / (device.memory_bandwidth_bytes_per_s * settings.memory_efficiency),
             launch_ms: settings.kernel_launch_us * 1e-3,
             ms_per_link_byte: 1e3 / (link * settings.link_efficiency),
@@ -173,7 +180,9 @@ impl DataSheet {
             return rounds * bytes as f64 * r.ms_per_link_byte + r.latency_ms;
         }
         let work = self.op.work(&r.model, r.parallel, r.dtype, input);
-        (work.flops * r.ms_per_flop).max(work.bytes * r.ms_per_byte) + r.launch_ms
+        let ms_per_flop =
+            if self.op.is_layer_projection() { r.projection_ms_per_flop } else { r.ms_per_flop };
+        (work.flops * ms_per_flop).max(work.bytes * r.ms_per_byte) + r.launch_ms
     }
 }
 

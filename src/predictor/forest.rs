@@ -76,7 +76,7 @@ impl ForestSettings {
             implausible: Some(self.implausible),
             layer_sum: LayerSum::Vidur,
             attention_batching_overhead: self.attention_batching_overhead,
-            all_reduce_launch_ms: self.all_reduce_launch_ms,
+            all_reduce_launch_ms: Some(self.all_reduce_launch_ms),
             block_size: self.block_size,
             cpu_overhead: self.cpu_overhead,
             cpu_overhead_stages: self.cpu_overhead_stages,

@@ -14,6 +14,7 @@ mod forest_tables;
 pub mod interpolate;
 pub mod linear;
 pub mod plausible;
+pub mod prompts;
 pub mod provenance;
 #[cfg(test)]
 mod real_data_tests;
@@ -45,6 +46,7 @@ use data_sheet::DataSheet;
 use forest::Forest;
 use interpolate::Interpolation;
 use linear::Polynomial;
+use prompts::PromptGain;
 use roofline::{Roofline, RooflineContext};
 use stage::StageSettings;
 use table::{TableRules, Tables};
@@ -178,7 +180,7 @@ pub fn build(
             let ops = ops_of(system.model, system.parallel, LayerSum::Engine);
             let models = DataSheet::all(&ops, system, settings)?;
             let sum = StageSettings::plain(limits);
-            let cost = StageCost::new(models, system.model, system.parallel, &sum);
+            let cost = StageCost::new(models, system.model, system.parallel, sum);
             Ok((Box::new(cost), Provenance::of_data_sheet(config, settings, system.device)))
         }
         PredictorConfig::Table(settings) => {
@@ -204,11 +206,12 @@ fn per_operator(
     let stage_settings = StageSettings {
         layer_sum: settings.layer_sum,
         attention_batching_overhead: settings.attention_batching_overhead,
-        all_reduce_launch_ms: settings.all_reduce_launch_ms,
+        all_reduce_launch_ms: settings.all_reduce_launch(profiles.all_reduce_launch_included),
         host_stages: settings.cpu_overhead_stages,
+        prompt_gain: PromptGain::new(&profiles.prompt_batches, &models),
         limits,
     };
-    Ok(StageCost::new(models, system.model, system.parallel, &stage_settings))
+    Ok(StageCost::new(models, system.model, system.parallel, stage_settings))
 }
 
 /// Loads the samples of every operator that the model runs when it is split like this.

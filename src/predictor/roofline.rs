@@ -27,6 +27,8 @@ pub struct RooflineContext {
     model: ModelSpec,
     parallel: Parallelism,
     ms_per_flop: f64,
+    /// That of the layers' projections, which a quantised checkpoint calculates in fewer bits.
+    projection_ms_per_flop: f64,
     ms_per_byte: f64,
     /// Whether the peak is published for the model's own number format.
     peak_is_exact: bool,
@@ -37,7 +39,12 @@ impl RooflineContext {
     /// the model's number format.
     pub fn arithmetic_ms(&self, op: Op, input: OpInput) -> Option<f64> {
         let work = op.work(&self.model, self.parallel, self.model.dtype, input);
-        (self.peak_is_exact && !op.is_collective()).then_some(work.flops * self.ms_per_flop)
+        (self.peak_is_exact && !op.is_collective()).then_some(work.flops * self.ms_per_flop(op))
+    }
+
+    /// Milliseconds of one operation of `op` at peak.
+    fn ms_per_flop(&self, op: Op) -> f64 {
+        if op.is_layer_projection() { self.projection_ms_per_flop } else { self.ms_per_flop }
     }
 
     /// A device without a published peak for the model's number format is taken at its 16-bit
@@ -48,10 +55,13 @@ impl RooflineContext {
             .iter()
             .find_map(|dtype| peaks.get(dtype).copied())
             .or_else(|| peaks.values().copied().max_by(f64::total_cmp));
+        let ms_per_flop = peak.filter(|p| *p > 0.0).map_or(0.0, |p| 1e3 / p);
+        let quantized = model.weight_format().compute().and_then(|d| peaks.get(&d).copied());
         Arc::new(RooflineContext {
             model: model.clone(),
             parallel,
-            ms_per_flop: peak.filter(|p| *p > 0.0).map_or(0.0, |p| 1e3 / p),
+            ms_per_flop,
+            projection_ms_per_flop: quantized.filter(|p| *p > 0.0).map_or(ms_per_flop, |p| 1e3 / p),
             peak_is_exact: peaks.get(&model.dtype).is_some_and(|p| *p > 0.0),
             ms_per_byte: 1e3 / device.memory_bandwidth_bytes_per_s,
         })
@@ -86,7 +96,7 @@ impl Roofline {
             Feature::Decode => (work(1.0).flops * row, work(1.0).bytes * row),
             _ => (work(row).flops, work(row).bytes),
         };
-        (flops * c.ms_per_flop).max(bytes * c.ms_per_byte)
+        (flops * c.ms_per_flop(self.op)).max(bytes * c.ms_per_byte)
     }
 
     /// By what factor the least time grows from one point to another; 1 where there is no work

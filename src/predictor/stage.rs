@@ -8,6 +8,7 @@
 //! [`CostModel::stage_breakdown`] agree to the nanosecond.
 
 use super::config::{AttentionBatchingOverhead, HostStages, Limits};
+use super::prompts::PromptGain;
 use super::window::equivalent_chunk;
 use super::{OpModel, OpModels, Prediction};
 use crate::cost::{BatchShape, CostModel, OpTime, StepCost};
@@ -28,6 +29,7 @@ pub struct StageCost {
     message_bytes_per_token: f64,
     all_reduce_launch_ms: f64,
     host_stages: HostStages,
+    prompt_gain: Option<PromptGain>,
     /// Factors on attention over several sequences; 1 for models without grouped queries.
     prefill_factor: f64,
     decode_factor: f64,
@@ -46,7 +48,7 @@ struct Stage {
 }
 
 /// What [`StageCost::new`] needs beside the operators.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct StageSettings {
     /// Which operators a layer is taken to run.
     pub layer_sum: LayerSum,
@@ -56,6 +58,8 @@ pub struct StageSettings {
     pub all_reduce_launch_ms: f64,
     /// Which stages pay the host's time, when it is modelled.
     pub host_stages: HostStages,
+    /// What several prompts at a time save, where that was measured.
+    pub prompt_gain: Option<PromptGain>,
     /// Largest batch for which times are worked out beforehand.
     pub limits: Limits,
 }
@@ -68,6 +72,7 @@ impl StageSettings {
             attention_batching_overhead: AttentionBatchingOverhead::default(),
             all_reduce_launch_ms: 0.0,
             host_stages: HostStages::First,
+            prompt_gain: None,
             limits,
         }
     }
@@ -87,7 +92,7 @@ impl StageCost {
         op_models: OpModels,
         model: &ModelSpec,
         parallel: Parallelism,
-        settings: &StageSettings,
+        settings: StageSettings,
     ) -> StageCost {
         let mut models: Vec<Option<Box<dyn OpModel>>> = Op::ALL.iter().map(|_| None).collect();
         for (op, op_model) in op_models {
@@ -101,6 +106,7 @@ impl StageCost {
             message_bytes_per_token: f64::from(model.hidden_size) * model.dtype.bytes(),
             all_reduce_launch_ms: settings.all_reduce_launch_ms,
             host_stages: settings.host_stages,
+            prompt_gain: settings.prompt_gain,
             prefill_factor: factor(settings.attention_batching_overhead.prefill),
             decode_factor: factor(settings.attention_batching_overhead.decode),
         };
@@ -162,7 +168,8 @@ impl StageCost {
     /// All repetitions of an attention operator; `None` when the batch does not need it.
     ///
     /// Decoding sequences count by their number and mean cache. Several prompt chunks run as one
-    /// kernel, and are priced as one chunk of the same work, see [`equivalent_chunk`].
+    /// kernel: where several prompts were measured together, each counts with what they save, see
+    /// [`PromptGain`]; else they are priced as one chunk of the same work, see [`equivalent_chunk`].
     fn attention(&self, o: StageOp, batch: &BatchShape) -> Option<Prediction> {
         let (p, factor) = if o.op == Op::AttnDecode {
             let n = u64::from(batch.num_decodes);
@@ -174,9 +181,24 @@ impl StageCost {
             let factor = if n > 1 { self.decode_factor } else { 1.0 };
             (self.predict(o.op, OpInput::Decode { batch: n, kv }), factor)
         } else {
-            let (kv, chunk) = equivalent_chunk(&batch.prefills, o.window)?;
-            let factor = if batch.prefills.len() > 1 { self.prefill_factor } else { 1.0 };
-            (self.predict(o.op, OpInput::Prefill { kv, chunk }), factor)
+            let several = batch.prefills.len() > 1;
+            let factor = if several { self.prefill_factor } else { 1.0 };
+            let p = match &self.prompt_gain {
+                Some(gain) if several => {
+                    let count = batch.prefills.len() as f64;
+                    let chunks = batch.prefills.iter().filter_map(|prefill| {
+                        let (kv, chunk) = equivalent_chunk(&[*prefill], o.window)?;
+                        let alone = self.predict(o.op, OpInput::Prefill { kv, chunk });
+                        Some(Prediction { ms: alone.ms * gain.share(count, chunk), ..alone })
+                    });
+                    self.sum(chunks)
+                }
+                _ => {
+                    let (kv, chunk) = equivalent_chunk(&batch.prefills, o.window)?;
+                    self.predict(o.op, OpInput::Prefill { kv, chunk })
+                }
+            };
+            (p, factor)
         };
         Some(Prediction { ms: rounded(p.ms * f64::from(o.repeats) * factor), ..p })
     }
@@ -194,7 +216,7 @@ impl StageCost {
     fn op_time(&self, o: StageOp, batch: &BatchShape) -> Option<Prediction> {
         match o.op.feature() {
             Feature::Prefill | Feature::Decode => self.attention(o, batch),
-            Feature::Tokens => Some(self.over_rows(o, batch.num_tokens())),
+            Feature::Tokens => Some(self.over_rows(o, batch.num_rows())),
             Feature::SampledTokens => match batch.num_sampled() {
                 0 => None,
                 rows => Some(self.over_rows(o, rows)),
@@ -216,7 +238,7 @@ impl CostModel for StageCost {
             _ => table.get(n as usize).copied(),
         };
         let total = match (
-            look_up(&stage.per_token, batch.num_tokens()),
+            look_up(&stage.per_token, batch.num_rows()),
             look_up(&stage.lm_head, if stage.lm_head.is_empty() { 0 } else { batch.num_sampled() }),
         ) {
             (Some(per_token), Some(lm_head)) => {

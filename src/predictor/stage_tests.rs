@@ -19,6 +19,7 @@ fn settings(layer_sum: LayerSum) -> StageSettings {
         attention_batching_overhead: AttentionBatchingOverhead::default(),
         all_reduce_launch_ms: 0.02,
         host_stages: HostStages::First,
+        prompt_gain: None,
         limits: LIMITS,
     }
 }
@@ -33,7 +34,7 @@ fn ramps(model: &ModelSpec, parallel: Parallelism, limit: f64) -> Vec<(Op, Box<d
     .collect()
 }
 
-fn stage_cost(model: &ModelSpec, parallel: Parallelism, s: &StageSettings) -> StageCost {
+fn stage_cost(model: &ModelSpec, parallel: Parallelism, s: StageSettings) -> StageCost {
     StageCost::new(ramps(model, parallel, 1e9), model, parallel, s)
 }
 
@@ -48,7 +49,7 @@ fn batch(prefills: &[(u32, u32)], num_decodes: u32, decode_kv_tokens: u64) -> Ba
         completes: i % 2 == 0,
     };
     let prefills = prefills.iter().enumerate().map(chunk).collect();
-    BatchShape { prefills, num_decodes, decode_kv_tokens }
+    BatchShape { prefills, num_decodes, decode_kv_tokens, padding: 0 }
 }
 
 fn ms_of(cost: &StageCost, op: Op, b: &BatchShape) -> f64 {
@@ -70,7 +71,7 @@ proptest! {
         let parallel = Parallelism { tensor_parallel: parallel.0, pipeline_parallel: parallel.1 };
         let model = windowed();
         let cost =
-            StageCost::new(ramps(&model, parallel, limit), &model, parallel, &settings(sum));
+            StageCost::new(ramps(&model, parallel, limit), &model, parallel, settings(sum));
         let b = batch(&prefills, num_decodes, if num_decodes > 0 { kv } else { 0 });
         for stage in (0..parallel.pipeline_parallel).map(StageId) {
             let times = cost.stage_breakdown(stage, &b);
@@ -86,7 +87,7 @@ proptest! {
 
 #[test]
 fn operators_repeat_as_often_as_the_stage_runs_them() {
-    let cost = stage_cost(&model(), Parallelism::SINGLE, &settings(LayerSum::Engine));
+    let cost = stage_cost(&model(), Parallelism::SINGLE, settings(LayerSum::Engine));
     let b = batch(&[], 2, 200);
     // 4 layers, scale * (1 + tokens) each; the norm once more before the LM head.
     let scale = |op: Op| 0.001_234_567_89 / (op as usize as f64 + 1.7);
@@ -105,7 +106,7 @@ fn operators_repeat_as_often_as_the_stage_runs_them() {
 
 #[test]
 fn the_lm_head_counts_only_sequences_that_are_sampled() {
-    let cost = stage_cost(&model(), Parallelism::SINGLE, &settings(LayerSum::Engine));
+    let cost = stage_cost(&model(), Parallelism::SINGLE, settings(LayerSum::Engine));
     let mut b = batch(&[(0, 100)], 0, 0);
     b.prefills[0].completes = false;
     assert_eq!(ms_of(&cost, Op::LmHead, &b), 0.0);
@@ -116,8 +117,8 @@ fn the_lm_head_counts_only_sequences_that_are_sampled() {
 #[test]
 fn windowed_layers_see_no_further_than_the_window() {
     let s = settings(LayerSum::Engine);
-    let plain = stage_cost(&model(), Parallelism::SINGLE, &s);
-    let windowed = stage_cost(&windowed(), Parallelism::SINGLE, &s);
+    let plain = stage_cost(&model(), Parallelism::SINGLE, s.clone());
+    let windowed = stage_cost(&windowed(), Parallelism::SINGLE, s.clone());
     let scale = 0.001_234_567_89 / (Op::AttnDecode as usize as f64 + 1.7);
     let b = batch(&[], 1, 1000);
     let saved = ms_of(&plain, Op::AttnDecode, &b) - ms_of(&windowed, Op::AttnDecode, &b);
@@ -130,15 +131,15 @@ fn windowed_layers_see_no_further_than_the_window() {
 fn batching_overhead_is_for_grouped_queries_and_several_sequences() {
     let mut s = settings(LayerSum::Vidur);
     s.attention_batching_overhead = AttentionBatchingOverhead { prefill: 0.1, decode: 0.2 };
-    let plain = stage_cost(&model(), Parallelism::SINGLE, &settings(LayerSum::Vidur));
-    let slowed = stage_cost(&model(), Parallelism::SINGLE, &s);
+    let plain = stage_cost(&model(), Parallelism::SINGLE, settings(LayerSum::Vidur));
+    let slowed = stage_cost(&model(), Parallelism::SINGLE, s.clone());
     let ratio = |b: &BatchShape, op| ms_of(&slowed, op, b) / ms_of(&plain, op, b);
     assert!((ratio(&batch(&[], 2, 64), Op::AttnDecode) - 1.2).abs() < 1e-6);
     assert!((ratio(&batch(&[(0, 8), (0, 8)], 0, 0), Op::AttnPrefill) - 1.1).abs() < 1e-6);
     assert_eq!(ratio(&batch(&[(0, 8)], 1, 64), Op::AttnDecode), 1.0);
     assert_eq!(ratio(&batch(&[(0, 8)], 1, 64), Op::AttnPrefill), 1.0);
     let multi_head = ModelSpec { num_key_value_heads: 8, ..model() };
-    let slowed = stage_cost(&multi_head, Parallelism::SINGLE, &s);
+    let slowed = stage_cost(&multi_head, Parallelism::SINGLE, s.clone());
     let b = batch(&[], 2, 64);
     assert_eq!(ms_of(&slowed, Op::AttnDecode, &b), ms_of(&plain, Op::AttnDecode, &b));
 }
@@ -146,7 +147,7 @@ fn batching_overhead_is_for_grouped_queries_and_several_sequences() {
 #[test]
 fn collectives_are_asked_for_bytes_and_pay_their_launch() {
     let parallel = Parallelism { tensor_parallel: 2, pipeline_parallel: 2 };
-    let cost = stage_cost(&model(), parallel, &settings(LayerSum::Engine));
+    let cost = stage_cost(&model(), parallel, settings(LayerSum::Engine));
     let b = batch(&[(0, 10)], 0, 0);
     // 2 layers a stage, 2 sums a layer; 10 tokens of 64 channels of 2 bytes.
     let scale = |op: Op| 0.001_234_567_89 / (op as usize as f64 + 1.7);
@@ -162,7 +163,7 @@ fn collectives_are_asked_for_bytes_and_pay_their_launch() {
 fn operators_without_a_model_take_no_time_and_no_line() {
     let mut models = ramps(&model(), Parallelism::SINGLE, 1e9);
     models.retain(|(op, _)| *op != Op::LmHead && *op != Op::AttnKvCacheSave);
-    let cost = StageCost::new(models, &model(), Parallelism::SINGLE, &settings(LayerSum::Engine));
+    let cost = StageCost::new(models, &model(), Parallelism::SINGLE, settings(LayerSum::Engine));
     let b = batch(&[(0, 8)], 1, 64);
     assert_eq!(ms_of(&cost, Op::LmHead, &b), 0.0);
     let times = cost.stage_breakdown(StageId(0), &b);
@@ -175,7 +176,7 @@ fn times_too_large_for_the_clock_stay_finite() {
         (Op::Add, Box::new(Ramp { scale: f64::MAX / 1e9, limit: 0.0 })),
         (Op::AttnDecode, Box::new(Ramp { scale: f64::MAX / 1e9, limit: 0.0 })),
     ];
-    let cost = StageCost::new(models, &model(), Parallelism::SINGLE, &settings(LayerSum::Engine));
+    let cost = StageCost::new(models, &model(), Parallelism::SINGLE, settings(LayerSum::Engine));
     let answer = cost.stage_cost(StageId(0), &batch(&[], 1, 5));
     assert!(answer.extrapolated && answer.duration > SimDuration::from_ns(1 << 59));
 }

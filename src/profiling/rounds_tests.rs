@@ -27,7 +27,7 @@ fn expected_row(job: &Job, shape: Shape, rounds: usize) -> Vec<String> {
         pool.iter_mut().zip(more).for_each(|(old, new)| old.ms.extend(new.ms));
     }
     assert!(pool.iter().all(|s| s.ms.len() == 2 * rounds));
-    compute::row(&shard, shape, &pool, job.max_model_len)
+    compute::row(&shard, shape, &pool, job.max_model_len, "cpu")
 }
 
 fn expected_table(job: &Job, rounds: impl Fn(usize) -> usize) -> Table {

@@ -170,7 +170,7 @@ pub fn run(
         let shard = Shard { model: job.model.clone(), tensor_parallel };
         let mut shapes = Vec::new();
         for &shape in &job.shapes {
-            let key = row_key(&shard, shape, job)?;
+            let key = row_key(&shard, shape, job, backend.attention_kernel())?;
             let replaced = journal.is_anew();
             if journal.rows().contains(&key) {
                 continue;
@@ -201,8 +201,8 @@ pub fn run(
 }
 
 /// Identity of the row that `shape` makes.
-fn row_key(shard: &Shard, shape: Shape, job: &Job) -> Result<RowKey, RunError> {
-    job.kind.row_key(&compute::keys(shard, shape, job.max_model_len)).map_err(|message| {
+fn row_key(shard: &Shard, shape: Shape, job: &Job, kernel: &str) -> Result<RowKey, RunError> {
+    job.kind.row_key(&compute::keys(shard, shape, job.max_model_len, kernel)).map_err(|message| {
         // Our own cells are numbers; shapes of another profile would end here.
         RunError::Nothing(format!("{shape} is no row of {}.csv: {message}", job.kind.name()))
     })

@@ -28,5 +28,6 @@ pub fn model() -> ModelSpec {
         partial_rotary_factor: 1.0,
         sliding_window: None,
         dtype: Dtype::Bf16,
+        quantization: None,
     }
 }

@@ -8,23 +8,34 @@ use super::runner::{Fate, Job, Observer, Progress, RunError};
 use crate::dataset::journal::Journal;
 use crate::dataset::manifest::FailedShape;
 use crate::dataset::write::TableKind;
+use std::collections::VecDeque;
 use std::time::Duration;
 
 /// A run under way.
 pub struct Session<'a> {
-    job: &'a Job,
     backend: &'a mut dyn Backend,
     peaks: Peaks,
+    desk: Desk<'a>,
+}
+
+/// All of a run but the device: where results go.
+struct Desk<'a> {
+    job: &'a Job,
     clock: &'a dyn Fn() -> Duration,
     observer: &'a mut dyn Observer,
     journal: Journal,
     budget: Budget,
+    kernel: String,
     rounds: u32,
     position: usize,
     total: usize,
     failed: Vec<FailedShape>,
     skipped: usize,
 }
+
+/// Shapes handed to a backend of several devices at once, for each device: enough that none waits
+/// long for the slowest, few enough that the budget is still kept.
+const SHAPES_PER_LANE: usize = 3;
 
 /// One shape of a shard.
 struct Slot {
@@ -62,25 +73,25 @@ impl<'a> Session<'a> {
         journal: Journal,
         total: usize,
     ) -> Session<'a> {
-        Session {
+        let desk = Desk {
             job,
-            backend,
-            peaks,
             clock,
             observer,
             journal,
             budget: Budget::new(job.budget.map(|budget| clock() + budget)),
+            kernel: backend.attention_kernel().to_owned(),
             rounds: job.rounds.max(1),
             position: 0,
             total,
             failed: Vec::new(),
             skipped: 0,
-        }
+        };
+        Session { backend, peaks, desk }
     }
 
     /// The journal, the shapes that failed, and how many did not fit into the budget.
     pub fn into_parts(self) -> (Journal, Vec<FailedShape>, usize) {
-        (self.journal, self.failed, self.skipped)
+        (self.desk.journal, self.desk.failed, self.desk.skipped)
     }
 
     /// Measures `shapes` in every round that an even share of the budget allows: what is left of
@@ -97,15 +108,17 @@ impl<'a> Session<'a> {
         if shapes.is_empty() {
             return Ok(());
         }
-        let now = (self.clock)();
-        let end = self.budget.share(now, degrees_left);
+        let desk = &mut self.desk;
+        let now = (desk.clock)();
+        let end = desk.budget.share(now, degrees_left);
         let mut turn = Turn { shard, end, rest: Duration::ZERO };
         // One shape at least, however small the budget: an empty profile helps nobody.
-        let must = self.position == 0;
-        if (must || !turn.time_left(now).is_zero()) && !self.prepare(shard, shapes)? {
+        let must = desk.position == 0;
+        let time_left = !turn.time_left(now).is_zero();
+        if (must || time_left) && !self.prepare(shard, shapes)? {
             return Ok(());
         }
-        let effort = self.job.effort_per_round();
+        let effort = self.desk.job.effort_per_round();
         let slot = |&shape: &Shape| Slot {
             shape,
             estimate: plan::estimate(shard, shape, self.peaks, effort),
@@ -114,12 +127,20 @@ impl<'a> Session<'a> {
         };
         let mut slots: Vec<Slot> = shapes.iter().map(slot).collect();
         let cost = slots.iter().fold(Duration::ZERO, |sum, s| sum.saturating_add(s.estimate));
-        turn.rest = cost.saturating_mul(self.rounds);
+        turn.rest = cost.saturating_mul(self.desk.rounds);
         self.first_round(&mut turn, &mut slots, must)?;
-        for round in 2..=self.rounds {
+        for round in 2..=self.desk.rounds {
             self.further_round(&mut turn, &mut slots, round)?;
         }
         Ok(())
+    }
+
+    /// How many shapes go to the backend at once.
+    fn at_once(&self) -> usize {
+        match self.backend.lanes() {
+            0 | 1 => 1,
+            lanes => lanes * SHAPES_PER_LANE,
+        }
     }
 
     /// Measures every shape once, if it fits; with `must`, at least one.
@@ -129,31 +150,42 @@ impl<'a> Session<'a> {
         slots: &mut [Slot],
         mut must: bool,
     ) -> Result<(), RunError> {
+        let at_once = self.at_once();
         // With a tiny budget the cheapest shape is the one to measure.
         let cheapest = (0..slots.len()).min_by_key(|&i| slots[i].estimate);
-        let mut waiting: Vec<usize> = (0..slots.len()).collect();
+        let mut waiting: VecDeque<usize> = (0..slots.len()).collect();
         // Shapes that do not fit wait for another pass: estimates get better as more is measured. So
         // do, at first, those that would take a fifth of the budget or more for themselves: many
         // small shapes say more than one large one.
-        let dear = turn.time_left((self.clock)()) / 5;
+        let dear = turn.time_left((self.desk.clock)()) / 5;
         for pass in 0.. {
             let before = waiting.len();
-            for i in std::mem::take(&mut waiting) {
-                let wait = pass == 0 && self.budget.corrected(slots[i].estimate) > dear;
-                if (!wait && self.fits(turn, &slots[i])) || (must && Some(i) == cheapest) {
-                    let fate = self.measure_slot(turn, &mut slots[i], 1)?;
-                    must &= fate != Fate::Measured;
-                } else {
-                    waiting.push(i);
+            let mut queue = std::mem::take(&mut waiting);
+            while !queue.is_empty() {
+                let mut batch = Vec::new();
+                let mut planned = Duration::ZERO;
+                while batch.len() < at_once
+                    && let Some(i) = queue.pop_front()
+                {
+                    let estimate = self.desk.budget.corrected(slots[i].estimate);
+                    let wait = pass == 0 && estimate > dear;
+                    let fits = self.desk.fits(turn, planned.saturating_add(estimate));
+                    if (!wait && fits) || (must && Some(i) == cheapest) {
+                        batch.push(i);
+                        planned = planned.saturating_add(estimate);
+                    } else {
+                        waiting.push_back(i);
+                    }
                 }
+                must &= !self.measure_slots(turn, slots, &batch, 1)?;
             }
             if waiting.is_empty() || (pass > 0 && waiting.len() == before) {
                 break;
             }
         }
         for i in waiting {
-            self.skipped += 1;
-            self.tell(turn, &slots[i], Fate::Skipped, 1);
+            self.desk.skipped += 1;
+            self.desk.tell(turn, &slots[i], Fate::Skipped, 1);
         }
         Ok(())
     }
@@ -165,54 +197,92 @@ impl<'a> Session<'a> {
         slots: &mut [Slot],
         round: u32,
     ) -> Result<(), RunError> {
-        for slot in slots.iter_mut().filter(|slot| slot.goes_on) {
-            if self.fits(turn, slot) {
-                self.measure_slot(turn, slot, round)?;
-            } else {
-                self.tell(turn, slot, Fate::Skipped, round);
+        let going: Vec<usize> = (0..slots.len()).filter(|&i| slots[i].goes_on).collect();
+        for part in going.chunks(self.at_once()) {
+            let mut batch = Vec::new();
+            let mut planned = Duration::ZERO;
+            for &i in part {
+                planned = planned.saturating_add(self.desk.budget.corrected(slots[i].estimate));
+                if self.desk.fits(turn, planned) {
+                    batch.push(i);
+                } else {
+                    self.desk.tell(turn, &slots[i], Fate::Skipped, round);
+                }
             }
+            self.measure_slots(turn, slots, &batch, round)?;
         }
         Ok(())
     }
 
-    fn fits(&self, turn: &Turn, slot: &Slot) -> bool {
-        self.budget.corrected(slot.estimate) <= turn.time_left((self.clock)())
+    /// Measures the shapes of `batch`, writes their rows as they come in and tells about them;
+    /// whether one has a row now.
+    fn measure_slots(
+        &mut self,
+        turn: &mut Turn,
+        slots: &mut [Slot],
+        batch: &[usize],
+        round: u32,
+    ) -> Result<bool, RunError> {
+        let shapes: Vec<Shape> = batch.iter().map(|&i| slots[i].shape).collect();
+        let (effort, desk) = (self.desk.job.effort_per_round(), &mut self.desk);
+        let (mut measured, mut error) = (false, None);
+        let mut begin = (desk.clock)();
+        self.backend.measure_all(&shapes, effort, &mut |at, result| {
+            // With several devices this is the time between results: what a shape costs the run.
+            let spent = (desk.clock)().saturating_sub(begin);
+            begin += spent;
+            let Some(&i) = batch.get(at) else { return };
+            match desk.record(turn, &mut slots[i], round, result, spent) {
+                Ok(fate) => measured |= fate == Fate::Measured,
+                Err(e) => error = error.take().or(Some(e)),
+            }
+        });
+        error.map_or(Ok(measured), Err)
     }
 
     /// Lays out the shard; if that fails, none of its shapes can be measured, and it is `false`.
     fn prepare(&mut self, shard: &Shard, shapes: &[Shape]) -> Result<bool, RunError> {
-        self.observer.preparing(shard.tensor_parallel);
-        let purpose = match self.job.kind {
+        let desk = &mut self.desk;
+        desk.observer.preparing(shard.tensor_parallel);
+        let purpose = match desk.job.kind {
             TableKind::Mlp => Purpose::Mlp,
             TableKind::Attention => Purpose::Attention,
         };
         match self.backend.prepare(shard, purpose) {
             Ok(()) => Ok(true),
-            Err(BackendError::Lost(reason)) => Err(self.lost(reason)),
+            Err(BackendError::Lost(reason)) => Err(desk.lost(reason)),
             Err(BackendError::Shape(reason)) => {
                 for &shape in shapes {
-                    self.failed_shape(shard, shape, &reason);
+                    desk.failed_shape(shard, shape, &reason);
                     let fate = Fate::Failed(reason.clone());
-                    self.advance(shard, shape, fate, 1, self.rounds, Duration::ZERO);
+                    desk.advance(shard, shape, fate, 1, desk.rounds, Duration::ZERO);
                 }
                 Ok(false)
             }
         }
     }
+}
 
-    /// Measures a shape, writes its row and tells about it.
-    fn measure_slot(
+impl Desk<'_> {
+    fn fits(&self, turn: &Turn, estimate: Duration) -> bool {
+        estimate <= turn.time_left((self.clock)())
+    }
+
+    /// Writes the row of a shape that took `spent`, and tells about it.
+    fn record(
         &mut self,
         turn: &mut Turn,
         slot: &mut Slot,
         round: u32,
+        result: Result<Vec<OpSamples>, BackendError>,
+        spent: Duration,
     ) -> Result<Fate, RunError> {
-        let begin = (self.clock)();
-        let fate = match self.backend.measure(slot.shape, self.job.effort_per_round()) {
+        let fate = match result {
             Ok(samples) => {
                 pool(&mut slot.pool, samples);
                 let (shape, longest) = (slot.shape, self.job.max_model_len);
-                self.journal.append(compute::row(turn.shard, shape, &slot.pool, longest))?;
+                let row = compute::row(turn.shard, shape, &slot.pool, longest, &self.kernel);
+                self.journal.append(row)?;
                 slot.goes_on = true;
                 Fate::Measured
             }
@@ -226,7 +296,7 @@ impl<'a> Session<'a> {
                 Fate::Failed(reason)
             }
         };
-        self.budget.learn(slot.estimate, (self.clock)().saturating_sub(begin));
+        self.budget.learn(slot.estimate, spent);
         self.tell(turn, slot, fate.clone(), round);
         if round == self.rounds || !slot.goes_on {
             slot.pool = Vec::new();

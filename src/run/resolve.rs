@@ -119,14 +119,14 @@ impl Run {
             return Err(ResolveError(format!("cluster.num_replicas: {n}; expected 1 to 100000")));
         }
         let stages = parallel.pipeline_parallel;
-        config.scheduler.check(stages, config.kv_cache.block_size).map_err(ResolveError)?;
         check_kv(&config)?;
         config.slo.check().map_err(ResolveError)?;
-        let limits = config.scheduler.limits(parallel.pipeline_parallel);
-
         let sku = &config.cluster.sku;
         let root = lookup::profile_root(config.profiling_dir.as_deref(), sku, &model)?;
         let device = lookup::device(sku, catalog, &root)?;
+        config.scheduler = config.scheduler.on(&device);
+        config.scheduler.check(stages, config.kv_cache.block_size).map_err(ResolveError)?;
+        let limits = config.scheduler.limits(parallel.pipeline_parallel);
         let dtype = device.compute_dtype(model.dtype);
         let (kv, num_blocks) = size_kv(&config, &model, &device, parallel, dtype, limits)?;
 
@@ -304,8 +304,9 @@ fn size_kv(
         KvSize::Blocks(num_blocks) => Ok((KvReport::Given { num_blocks }, num_blocks)),
         KvSize::MemoryUtilization(utilization) => {
             let bounds = (limits.max_tokens, limits.max_seqs);
+            let rule = config.scheduler.memory_rule();
             let plan =
-                memory::plan(model, device, parallel, dtype, bounds, block_size, utilization)
+                memory::plan(model, device, parallel, dtype, bounds, block_size, utilization, rule)
                     .map_err(at("kv_cache"))?;
             Ok((KvReport::Planned(plan), plan.num_blocks))
         }

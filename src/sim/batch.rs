@@ -11,6 +11,8 @@ pub struct Entry {
     pub request: RequestId,
     /// Tokens computed in this step: a prompt chunk, or 1 when decoding.
     pub tokens: u32,
+    /// Whether they belong to a prompt, or to what a restart computes again.
+    pub prefill: bool,
 }
 
 /// A batch: who is in it, and its shape as the cost model sees it.
@@ -28,8 +30,9 @@ impl Batch {
     /// Adds `tokens` tokens of a request, in its present state.
     pub fn push(&mut self, id: RequestId, request: &Request, tokens: u32) {
         debug_assert!(tokens > 0, "an entry computes something");
-        self.entries.push(Entry { request: id, tokens });
-        if request.is_prefill_complete() {
+        let prefill = !request.is_prefill_complete();
+        self.entries.push(Entry { request: id, tokens, prefill });
+        if !prefill {
             self.shape.num_decodes += 1;
             self.shape.decode_kv_tokens += u64::from(request.processed);
         } else {

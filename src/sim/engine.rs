@@ -2,6 +2,7 @@
 
 use super::arrivals::Arrivals;
 use super::batch::Batch;
+use super::host::Host;
 use super::kv_blocks::KvBlocks;
 use super::observer::{Observer, Repeat};
 use super::request::Request;
@@ -11,7 +12,7 @@ use super::stretch;
 use crate::cost::CostModel;
 use crate::ids::{ReplicaId, RequestId, StageId};
 use crate::units::SimTime;
-use crate::workload::Workload;
+use crate::workload::{Prefixes, Workload};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
@@ -87,6 +88,21 @@ pub enum SimError {
         /// Its value.
         limit: u32,
     },
+    /// One prompt is longer than the scheduler can ever run.
+    #[error(
+        "request {id} has a prompt of {tokens} tokens, more than {setting} {limit}, and prompts are \
+         not cut: it could never start; raise the setting, or turn chunked prefill on"
+    )]
+    PromptOverLimit {
+        /// Which.
+        id: RequestId,
+        /// Tokens of its prompt.
+        tokens: u32,
+        /// The setting that bounds them.
+        setting: String,
+        /// Its value.
+        limit: u32,
+    },
     /// Nothing can happen any more and requests are left. A defect of a scheduler.
     #[error("the simulation is stuck with {left} requests unfinished; please report this")]
     Stuck {
@@ -114,6 +130,7 @@ pub fn run<O: Observer>(
 /// Refuses requests that no replica could ever finish.
 fn check_lengths(config: &SimConfig, workload: &Workload) -> Result<(), SimError> {
     let longest = config.scheduler.longest_request();
+    let longest_prompt = config.scheduler.longest_prompt();
     let reserved = match &config.scheduler {
         SchedulerConfig::Orca(c) | SchedulerConfig::FasterTransformer(c) => c.max_request_tokens,
         _ => 0,
@@ -124,6 +141,11 @@ fn check_lengths(config: &SimConfig, workload: &Workload) -> Result<(), SimError
         if let Some((setting, limit)) = longest.as_ref().filter(|l| tokens > l.1) {
             let (setting, limit) = (setting.clone(), *limit);
             return Err(SimError::RequestOverLimit { id, tokens, setting, limit });
+        }
+        let prompt = r.prefill_tokens;
+        if let Some((setting, limit)) = longest_prompt.as_ref().filter(|l| prompt > l.1) {
+            let (setting, limit) = (setting.clone(), *limit);
+            return Err(SimError::PromptOverLimit { id, tokens: prompt, setting, limit });
         }
         let needed = tokens.max(reserved).div_ceil(config.block_size);
         let watermark = config.watermark_blocks.max(1);
@@ -169,6 +191,9 @@ type StageEnd = Reverse<(SimTime, u64, ReplicaId, StageId)>;
 
 struct Engine<'a, O> {
     cost: &'a dyn CostModel,
+    config: &'a SimConfig,
+    host: Host,
+    prefixes: &'a Prefixes,
     arrivals: Arrivals<'a>,
     observer: &'a mut O,
     now: SimTime,
@@ -182,6 +207,9 @@ struct Engine<'a, O> {
     free_slots: Vec<Slot>,
     dirty: Vec<ReplicaId>,
     restarted: Vec<RequestId>,
+    /// Who got a token, and who is complete, in the batch that ends.
+    emitted: Vec<RequestId>,
+    completed: Vec<RequestId>,
     /// End of the step that was just started on a replica's only stage.
     only_end: Option<SimTime>,
     /// Whether batches that repeat are run in one go.
@@ -195,7 +223,7 @@ struct Engine<'a, O> {
 
 impl<'a, O: Observer> Engine<'a, O> {
     fn new(
-        config: &SimConfig,
+        config: &'a SimConfig,
         cost: &'a dyn CostModel,
         workload: &'a Workload,
         observer: &'a mut O,
@@ -204,7 +232,11 @@ impl<'a, O: Observer> Engine<'a, O> {
         let takes_repeats = observer.takes_repeats();
         let replica = || ReplicaState {
             scheduler: config.scheduler.build(stages, config.defects),
-            kv: KvBlocks::new(config.kv_blocks, config.block_size, config.watermark_blocks),
+            kv: config.scheduler.cache(
+                config.kv_blocks,
+                config.block_size,
+                config.watermark_blocks,
+            ),
             stages: (0..stages).map(|_| Stage::default()).collect(),
             in_flight: 0,
             outstanding: 0,
@@ -212,6 +244,9 @@ impl<'a, O: Observer> Engine<'a, O> {
         };
         Engine {
             cost,
+            config,
+            host: config.scheduler.host(),
+            prefixes: &workload.prefixes,
             arrivals: Arrivals::of(workload),
             observer,
             now: SimTime::ZERO,
@@ -225,6 +260,8 @@ impl<'a, O: Observer> Engine<'a, O> {
             free_slots: Vec::new(),
             dirty: Vec::new(),
             restarted: Vec::new(),
+            emitted: Vec::new(),
+            completed: Vec::new(),
             only_end: None,
             // Among several replicas, a client that is done with one may send to another at a time
             // that nobody knows beforehand.
@@ -328,6 +365,7 @@ impl<'a, O: Observer> Engine<'a, O> {
                 requests: &mut self.requests,
                 kv: &mut state.kv,
                 restarted: &mut self.restarted,
+                prefixes: self.prefixes,
             },
             batch,
         );
@@ -340,6 +378,7 @@ impl<'a, O: Observer> Engine<'a, O> {
             self.free_slots.push(slot);
             return false;
         }
+        batch.shape.padding = self.config.scheduler.padding(batch);
         batch.id = self.num_batches;
         self.num_batches += 1;
         self.observer.batch_formed(self.now, replica, batch, &state.kv);
@@ -358,7 +397,11 @@ impl<'a, O: Observer> Engine<'a, O> {
         let Some(slot) = state.queue.pop_front() else { return };
         state.running = Some(slot);
         let batch = &self.batches[slot];
-        let cost = stretch::carry(&mut state.fraction, self.cost.stage_cost(stage, &batch.shape));
+        let mut cost =
+            stretch::carry(&mut state.fraction, self.cost.stage_cost(stage, &batch.shape));
+        if stage.0 == 0 {
+            cost = self.host.charge(cost, batch.len());
+        }
         self.observer.stage_started(self.now, replica, stage, batch, cost);
         let end = self.now + cost.duration;
         // The only stage's end is known when it is clear how often its batch repeats.
@@ -391,6 +434,7 @@ impl<'a, O: Observer> Engine<'a, O> {
             &mut self.requests,
             &mut state.kv,
             self.cost,
+            self.host,
             &mut state.stages[0].fraction,
             end,
             self.arrivals.peek().unwrap_or(SimTime::NEVER),
@@ -398,6 +442,7 @@ impl<'a, O: Observer> Engine<'a, O> {
         );
         if !self.repeats.is_empty() {
             self.num_batches += self.repeats.len() as u64;
+            state.scheduler.repeated(self.repeats.len() as u64);
             self.observer.repeated(replica, batch, &self.requests, &self.repeats);
             self.repeats.clear();
             self.report_load(replica);
@@ -423,17 +468,22 @@ impl<'a, O: Observer> Engine<'a, O> {
         let state = &mut self.replicas[replica.index()];
         let batch = &mut self.batches[slot];
         self.observer.batch_ended(self.now, replica, batch);
+        self.emitted.clear();
+        self.completed.clear();
         for entry in &batch.entries {
-            let request = &mut self.requests[entry.request.index()];
-            let progress = request.advance(entry.tokens);
+            let progress = self.requests[entry.request.index()].advance(entry.tokens);
             if progress.emitted {
-                self.observer.token(self.now, entry.request, request);
+                self.emitted.push(entry.request);
             }
             if progress.completed {
-                state.outstanding -= 1;
-                self.arrivals.completed(self.now);
-                self.observer.completed(self.now, entry.request, request);
+                self.completed.push(entry.request);
             }
+        }
+        self.observer.tokens(self.now, &self.emitted, &self.requests);
+        for &id in &self.completed {
+            state.outstanding -= 1;
+            self.arrivals.completed(self.now);
+            self.observer.completed(self.now, id, &self.requests[id.index()]);
         }
         state.scheduler.batch_ended(
             batch,
@@ -441,6 +491,7 @@ impl<'a, O: Observer> Engine<'a, O> {
                 requests: &mut self.requests,
                 kv: &mut state.kv,
                 restarted: &mut self.restarted,
+                prefixes: self.prefixes,
             },
         );
         state.in_flight -= 1;

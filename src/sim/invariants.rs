@@ -149,20 +149,23 @@ impl Observer for Invariants {
         }
     }
 
-    fn token(&mut self, now: SimTime, id: RequestId, request: &Request) {
+    fn tokens(&mut self, now: SimTime, ids: &[RequestId], requests: &[Request]) {
         self.clock(now);
-        let emitted = request.emitted();
-        self.check(request.processed <= request.total_tokens(), || {
-            format!("request {id} computed more tokens than it has")
-        });
-        self.with_request(id, |seen| {
-            seen.emitted += 1;
-            let (count, arrived) = (seen.emitted, seen.arrived_at);
-            if emitted != count {
-                return Some(format!("token {count} of request {id} was called {emitted}"));
-            }
-            (now < arrived).then(|| format!("request {id} got a token before it arrived"))
-        });
+        for &id in ids {
+            let request = &requests[id.index()];
+            let emitted = request.emitted();
+            self.check(request.processed <= request.total_tokens(), || {
+                format!("request {id} computed more tokens than it has")
+            });
+            self.with_request(id, |seen| {
+                seen.emitted += 1;
+                let (count, arrived) = (seen.emitted, seen.arrived_at);
+                if emitted != count {
+                    return Some(format!("token {count} of request {id} was called {emitted}"));
+                }
+                (now < arrived).then(|| format!("request {id} got a token before it arrived"))
+            });
+        }
     }
 
     fn restarted(&mut self, now: SimTime, id: RequestId, _: &Request) {

@@ -15,9 +15,11 @@
 mod arrivals;
 mod batch;
 mod engine;
+mod host;
 mod invariants;
 mod kv_blocks;
 mod observer;
+mod prefix_cache;
 mod request;
 mod router;
 mod scheduler;
@@ -25,11 +27,13 @@ mod stretch;
 
 pub use batch::{Batch, Entry};
 pub use engine::{Outcome, SimConfig, SimError, run};
+pub use host::HostTime;
 pub use invariants::Invariants;
-pub use kv_blocks::KvBlocks;
+pub use kv_blocks::{FoundPrefix, KvBlocks};
 pub use observer::{Observer, Repeat, Silent};
 pub use request::{Progress, Request};
 pub use router::RouterConfig;
 pub use scheduler::{
-    BatchLimits, Defects, LightllmConfig, OrcaConfig, SarathiConfig, SchedulerConfig, VllmConfig,
+    BatchLimits, Defects, LightllmConfig, OrcaConfig, SarathiConfig, SchedulerConfig, SglangConfig,
+    TrtllmConfig, Usage, VllmConfig, VllmV1Config,
 };

@@ -42,8 +42,9 @@ pub trait Observer {
     /// The last stage ended a batch; its requests have not moved on yet.
     fn batch_ended(&mut self, now: SimTime, replica: ReplicaId, batch: &Batch) {}
 
-    /// An output token of `request` appeared; `request.emitted()` counts it.
-    fn token(&mut self, now: SimTime, id: RequestId, request: &Request) {}
+    /// Each of `ids` got its next output token, all from the batch that has just ended;
+    /// `requests[id].emitted()` counts it. Completions are told after the tokens.
+    fn tokens(&mut self, now: SimTime, ids: &[RequestId], requests: &[Request]) {}
 
     /// Whether steps of a batch that repeats unchanged may be told together, by
     /// [`Observer::repeated`]. Otherwise each is told by the facts above; the run is the same.
@@ -116,7 +117,7 @@ impl<A: Observer, B: Observer> Observer for (A, B) {
         batch_formed(now: SimTime, replica: ReplicaId, batch: &Batch, kv: &KvBlocks);
         stage_started(now: SimTime, replica: ReplicaId, stage: StageId, batch: &Batch, cost: StepCost);
         batch_ended(now: SimTime, replica: ReplicaId, batch: &Batch);
-        token(now: SimTime, id: RequestId, request: &Request);
+        tokens(now: SimTime, ids: &[RequestId], requests: &[Request]);
         restarted(now: SimTime, id: RequestId, request: &Request);
         completed(now: SimTime, id: RequestId, request: &Request);
         settled(now: SimTime, replica: ReplicaId, kv: &KvBlocks, waiting: usize);

@@ -21,6 +21,8 @@ pub struct Request {
     pub processed: u32,
     /// KV blocks held.
     pub blocks: u32,
+    /// Of these, the first so many are known to the prefix cache by the workload's hashes.
+    pub shared_blocks: u32,
     /// Times that it lost its KV cache.
     pub restarts: u32,
 }
@@ -44,6 +46,7 @@ impl Request {
             prefill_target: prompt_tokens,
             processed: 0,
             blocks: 0,
+            shared_blocks: 0,
             restarts: 0,
         }
     }

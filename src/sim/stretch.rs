@@ -7,6 +7,7 @@
 //! taking every step by itself, to the nanosecond; `tests/it/sim_properties.rs` compares the two.
 
 use super::batch::Batch;
+use super::host::Host;
 use super::kv_blocks::KvBlocks;
 use super::observer::Repeat;
 use super::request::Request;
@@ -44,6 +45,7 @@ pub(super) fn run(
     requests: &mut [Request],
     kv: &mut KvBlocks,
     cost: &dyn CostModel,
+    host: Host,
     fraction: &mut u32,
     mut end: SimTime,
     next_arrival: SimTime,
@@ -57,6 +59,7 @@ pub(super) fn run(
     while out.len() < most as usize && end < next_arrival {
         batch.shape.decode_kv_tokens += context_per_step;
         let cost = carry(fraction, cost.stage_cost(StageId(0), &batch.shape));
+        let cost = host.charge(cost, batch.len());
         out.push(Repeat { at: end, cost, kv_used: 0 });
         end = end + cost.duration;
     }

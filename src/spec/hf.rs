@@ -116,6 +116,7 @@ fn from_value(value: &Value, name: &str, source: &str) -> Result<ModelSpec, HfEr
         partial_rotary_factor: partial_rotary_factor(arch, fields)?,
         sliding_window: sliding_window(arch, fields)?,
         dtype: dtype(fields)?,
+        quantization: None,
     };
     spec.check().map_err(HfError::Invalid)?;
     Ok(spec)

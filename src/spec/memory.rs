@@ -23,7 +23,8 @@ pub struct MemoryPlan {
 /// Bytes of keys and values that one token occupies on one device of a stage with `layers` layers.
 ///
 /// `2 (K and V) · layers · kv_heads_per_device · head_dim · bytes_per_element`  [bytes / token]
-/// Source: vLLM 0.11, kv_cache_utils. Assumes a cache in the type of the activations.
+/// Source: vLLM 0.11, kv_cache_utils. The cache is in the format that the checkpoint asks for, else in
+/// `dtype`, that of the activations.
 pub fn kv_bytes_per_token(
     model: &ModelSpec,
     parallel: Parallelism,
@@ -31,7 +32,10 @@ pub fn kv_bytes_per_token(
     dtype: Dtype,
 ) -> f64 {
     let heads = f64::from(parallel.kv_heads_per_device(model));
-    2.0 * f64::from(layers) * heads * f64::from(model.head_dim) * dtype.bytes()
+    2.0 * f64::from(layers)
+        * heads
+        * f64::from(model.head_dim)
+        * model.kv_cache_dtype(dtype).bytes()
 }
 
 /// Weight bytes on one device of `stage`: its share of the layers, the embedding on the first stage
@@ -42,7 +46,8 @@ fn weight_bytes(model: &ModelSpec, parallel: Parallelism, stage: u32, dtype: Dty
     let embedding = f64::from(model.vocab_size) * f64::from(model.hidden_size);
     let first = stage == 0;
     let last = stage + 1 == parallel.pipeline_parallel;
-    let mut params = layers * model.params_per_layer() as f64;
+    let mut projections = layers * model.projection_params_per_layer() as f64;
+    let mut params = layers * model.params_per_layer() as f64 - projections;
     // A tied LM head shares the embedding where both are on one device.
     if first {
         params += embedding;
@@ -53,8 +58,8 @@ fn weight_bytes(model: &ModelSpec, parallel: Parallelism, stage: u32, dtype: Dty
     // Key-value heads that the tensor-parallel degree does not divide are held in several copies.
     let copied =
         f64::from(parallel.kv_heads_per_device(model)) * tp - f64::from(model.num_key_value_heads);
-    params += layers * 2.0 * copied * f64::from(model.head_dim) * f64::from(model.hidden_size);
-    params / tp * dtype.bytes()
+    projections += layers * 2.0 * copied * f64::from(model.head_dim) * f64::from(model.hidden_size);
+    (params * dtype.bytes() + projections * model.projection_bytes(dtype)) / tp
 }
 
 /// Activation bytes at a batch of `tokens` tokens of which `sampled` are sampled: residual stream
@@ -76,11 +81,42 @@ fn activation_bytes(
     f64::from(tokens) * per_token * dtype.bytes() + logits
 }
 
+/// What an engine keeps beside weights and KV cache, and what its share of the memory is a share of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MemoryRule {
+    /// Activations of the largest batch out of the share.
+    #[default]
+    Plain,
+    /// vLLM V1 (`v1/worker/gpu_worker.py`, `determine_available_memory`, 0.11 to 0.24): out of the
+    /// share come weights, the peak of a profiling run at the largest batch, which is that of the
+    /// layers or that of sampling with top-k and top-p for every sequence, and what CUDA graphs and
+    /// libraries take.
+    VllmV1,
+    /// SGLang 0.5: `mem_fraction_static` is weights and cache; activations and graphs live in the
+    /// rest.
+    Sglang,
+    /// TensorRT-LLM 1.x: `free_gpu_memory_fraction` is a share of what weights and the activations of
+    /// the largest batch leave.
+    Trtllm,
+}
+
+/// Bytes for each logit of the largest batch while vLLM samples with top-k and top-p: the logits
+/// (bfloat16), as float32, sorted (float32) with their places (int64), their probabilities and the
+/// sums of these (float32). `v1/sample/ops/topk_topp_sampler.py`, PyTorch path.
+const SAMPLER_BYTES_PER_LOGIT: f64 = 2.0 + 4.0 + 4.0 + 8.0 + 4.0 + 4.0;
+
+/// CUDA graphs, NCCL and library workspaces, which the engine finds by looking at the free memory:
+/// 384 MB, what remains of the 1.24 GB that vLLM 0.19 kept beside weights and cache of
+/// Llama-3.1-8B on an RTX 4090 (LLMServingSim's run: 25,250,627,584 bytes in all, 0.9 of them, 2,588
+/// blocks of 2 MiB, 16.06 GB of weights) when sampling's peak is taken off. One run: an estimate.
+const VLLM_GRAPHS_BYTES: f64 = 384e6;
+
 /// Plans a replica whose engine may use `utilization` of each device's memory for batches of at
 /// most `max_tokens` tokens and `max_seqs` sequences.
 ///
 /// # Errors
 /// One line that says what does not fit, by how much, and the cure.
+#[allow(clippy::too_many_arguments)]
 pub fn plan(
     model: &ModelSpec,
     device: &DeviceSku,
@@ -89,15 +125,31 @@ pub fn plan(
     limits: (u32, u32),
     block_size: u32,
     utilization: f64,
+    rule: MemoryRule,
 ) -> Result<MemoryPlan, String> {
     let (max_tokens, max_seqs) = limits;
-    let budget = device.memory_bytes as f64 * utilization;
-    let activations = activation_bytes(model, parallel, max_tokens, max_seqs, dtype);
+    let memory = device.memory_bytes as f64;
+    let layers_peak = |seqs| activation_bytes(model, parallel, max_tokens, seqs, dtype);
+    let activations = match rule {
+        MemoryRule::Plain => layers_peak(max_seqs),
+        MemoryRule::VllmV1 => {
+            // The logits of all shards are gathered before sampling.
+            let logits = f64::from(max_seqs) * f64::from(model.vocab_size);
+            layers_peak(0).max(logits * SAMPLER_BYTES_PER_LOGIT) + VLLM_GRAPHS_BYTES
+        }
+        MemoryRule::Sglang => 0.0,
+        // One row of logits for each sequence of the largest batch; few: the rest is reserve.
+        MemoryRule::Trtllm => layers_peak(max_seqs.min(max_tokens)),
+    };
+    let budget = memory * utilization;
     let stage_plan = |stage: u32| {
         let layers = parallel.layers_in_stage(model.num_layers, stage);
         let weights = weight_bytes(model, parallel, stage, dtype);
         let block = kv_bytes_per_token(model, parallel, layers, dtype) * f64::from(block_size);
-        let kv = budget - weights - activations;
+        let kv = match rule {
+            MemoryRule::Trtllm => (memory - weights - activations) * utilization,
+            _ => budget - weights - activations,
+        };
         (weights, block, kv, (kv / block).floor())
     };
     let tightest = (0..parallel.pipeline_parallel)
@@ -172,4 +224,36 @@ pub struct VidurPlan {
     pub max_requests: u32,
     /// Blocks of a replica.
     pub num_blocks: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::catalog::Catalog;
+
+    fn blocks(rule: MemoryRule, utilization: f64) -> u32 {
+        let catalog = Catalog::open(None);
+        let model = catalog.model("meta-llama/Llama-3.1-8B").unwrap();
+        let device = DeviceSku { memory_bytes: 25_250_627_584, ..catalog.device("l4").unwrap() };
+        let limits = (2048, 256);
+        plan(&model, &device, Parallelism::SINGLE, Dtype::Bf16, limits, 16, utilization, rule)
+            .unwrap()
+            .num_blocks
+    }
+
+    /// LLMServingSim's run of vLLM 0.19.0 on an RTX 4090 had 2,588 blocks.
+    #[test]
+    fn vllm_has_the_blocks_that_it_reported() {
+        let ours = f64::from(blocks(MemoryRule::VllmV1, 0.9));
+        assert!((ours / 2588.0 - 1.0).abs() < 0.03, "{ours}");
+    }
+
+    #[test]
+    fn rules_differ_in_what_the_share_is_of() {
+        let plain = blocks(MemoryRule::Plain, 0.9);
+        assert!(blocks(MemoryRule::VllmV1, 0.9) < plain);
+        assert!(blocks(MemoryRule::Sglang, 0.9) > plain);
+        // Nine tenths of what is left is more than what is left of nine tenths.
+        assert!(blocks(MemoryRule::Trtllm, 0.9) > plain);
+    }
 }

@@ -1,5 +1,6 @@
 //! A decoder-only transformer as data: the numbers that fix its operators' shapes.
 
+use super::precision::Quantization;
 use serde::{Deserialize, Serialize};
 
 /// One model, as a file under `data/model_configs/<org>/<model>.yml` describes it. Field names
@@ -63,6 +64,9 @@ pub struct ModelSpec {
     /// published as float32 are served in bfloat16.
     #[serde(default)]
     pub dtype: Dtype,
+    /// What the checkpoint stores in fewer bits; absent when nothing is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantization: Option<Quantization>,
 }
 
 fn one() -> f64 {
@@ -186,7 +190,7 @@ impl ModelSpec {
         let ffn = u64::from(self.intermediate_size);
         let qkv = self.q_size() + 2 * self.kv_size();
         let up_and_gate = if self.gated_mlp { 2 * ffn } else { ffn };
-        let mut params = h * qkv + self.q_size() * h + h * up_and_gate + ffn * h;
+        let mut params = self.projection_params_per_layer();
         params += self.norms_per_layer() * self.norm_params(h);
         if self.qk_norm {
             params += 2 * u64::from(self.head_dim);
@@ -215,19 +219,31 @@ impl ModelSpec {
             + head
     }
 
-    /// Bytes of all weights in [`ModelSpec::dtype`].
-    ///
-    /// `params · bytes per element`  in bytes
-    pub fn weight_bytes(&self) -> f64 {
-        self.params() as f64 * self.dtype.bytes()
+    /// Weights of the projections of one decoder layer: what a quantised checkpoint stores in fewer
+    /// bits. Biases and norms are not among them.
+    pub fn projection_params_per_layer(&self) -> u64 {
+        let h = u64::from(self.hidden_size);
+        let ffn = u64::from(self.intermediate_size);
+        let up_and_gate = if self.gated_mlp { 2 * ffn } else { ffn };
+        h * (self.q_size() + 2 * self.kv_size()) + self.q_size() * h + h * up_and_gate + ffn * h
     }
 
-    /// Bytes of keys and values that one token occupies over all layers, the cache in
-    /// [`ModelSpec::dtype`].
+    /// Bytes of all weights.
+    ///
+    /// `projections · bytes of their format + other parameters · bytes of dtype`  in bytes
+    pub fn weight_bytes(&self) -> f64 {
+        let projections = u64::from(self.num_layers) * self.projection_params_per_layer();
+        let others = self.params() - projections;
+        projections as f64 * self.projection_bytes(self.dtype) + others as f64 * self.dtype.bytes()
+    }
+
+    /// Bytes of keys and values that one token occupies over all layers.
     ///
     /// `2 (K and V) · layers · kv_heads · head_dim · bytes per element`  [bytes / token]
     pub fn kv_bytes_per_token(&self) -> f64 {
-        2.0 * f64::from(self.num_layers) * self.kv_size() as f64 * self.dtype.bytes()
+        2.0 * f64::from(self.num_layers)
+            * self.kv_size() as f64
+            * self.kv_cache_dtype(self.dtype).bytes()
     }
 
     fn norm_params(&self, width: u64) -> u64 {

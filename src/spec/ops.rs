@@ -177,6 +177,12 @@ impl Op {
         matches!(self, Op::AllReduce | Op::SendRecv)
     }
 
+    /// Whether it is a matrix product of a decoder layer: the operators that a quantised checkpoint
+    /// stores in fewer bits.
+    pub const fn is_layer_projection(self) -> bool {
+        matches!(self, Op::AttnPreProj | Op::AttnPostProj | Op::MlpUpProj | Op::MlpDownProj)
+    }
+
     /// Rows and columns `(k, n)` of the weight that one device multiplies by, for operators that
     /// are matrix products.
     pub fn weight_shape(self, model: &ModelSpec, parallel: Parallelism) -> Option<(u64, u64)> {
@@ -196,7 +202,7 @@ impl Op {
     }
 
     /// Arithmetic and traffic of one execution on one device of a `parallel` replica, operands
-    /// stored as `dtype`. Traffic counts each operand once, as if caches were perfect; for
+    /// stored as `dtype`, save what the model's checkpoint quantises. Traffic counts each operand once, as if caches were perfect; for
     /// collectives it is the size of the message.
     pub fn work(
         self,
@@ -211,19 +217,28 @@ impl Op {
         let q = model.q_size() as f64 / tp;
         let kv_width = f64::from(parallel.kv_heads_per_device(model)) * f64::from(model.head_dim);
         let b = dtype.bytes();
+        let kv_b = model.kv_cache_dtype(dtype).bytes();
         match input {
             OpInput::Tokens(tokens) => {
                 let m = tokens as f64;
                 if let Some((k, n)) = self.weight_shape(model, parallel) {
                     let (k, n) = (k as f64, n as f64);
-                    return Work { flops: 2.0 * m * k * n, bytes: b * (k * n + m * (k + n)) };
+                    // A quantised projection reads its input in the format of its weights.
+                    let w =
+                        if self.is_layer_projection() { model.projection_bytes(dtype) } else { b };
+                    let bytes = if w == b {
+                        b * (k * n + m * (k + n))
+                    } else {
+                        w * (k * n + m * k) + b * m * n
+                    };
+                    return Work { flops: 2.0 * m * k * n, bytes };
                 }
                 // Elements moved and operations per token of the operators that only stream.
                 let (elements, flops) = match self {
                     Op::InputLayernorm | Op::PostAttentionLayernorm => (2.0 * h, 4.0 * h),
                     Op::AttnQkNorm => (2.0 * (q + kv_width), 4.0 * (q + kv_width)),
                     Op::AttnRope => (2.0 * (q + kv_width), 3.0 * (q + kv_width)),
-                    Op::AttnKvCacheSave => (4.0 * kv_width, 0.0),
+                    Op::AttnKvCacheSave => (2.0 * kv_width * (1.0 + kv_b / b), 0.0),
                     Op::MlpAct if model.gated_mlp => (3.0 * ffn, 5.0 * ffn),
                     Op::MlpAct => (2.0 * ffn, 4.0 * ffn),
                     Op::Add => (3.0 * h, h),
@@ -235,13 +250,13 @@ impl Op {
             OpInput::Prefill { kv, chunk } => Work {
                 // Two products (scores, values) of a causal chunk: token i sees kv + i tokens.
                 flops: 4.0 * q * chunk * (kv + (chunk + 1.0) / 2.0),
-                bytes: b * (2.0 * chunk * q + 2.0 * kv_width * (kv + chunk)),
+                bytes: b * (2.0 * chunk * q) + kv_b * (2.0 * kv_width * (kv + chunk)),
             },
             OpInput::Decode { batch, kv } => {
                 let n = batch as f64;
                 Work {
                     flops: 4.0 * q * n * (kv + 1.0),
-                    bytes: b * n * (2.0 * q + 2.0 * kv_width * (kv + 1.0)),
+                    bytes: b * n * 2.0 * q + kv_b * n * 2.0 * kv_width * (kv + 1.0),
                 }
             }
         }

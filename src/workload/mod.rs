@@ -2,11 +2,13 @@
 
 mod arrivals;
 mod lengths;
+mod prefixes;
 mod rate;
 mod trace;
 
 pub use arrivals::ArrivalConfig;
 pub use lengths::{LengthConfig, LongLengths, TokenRange};
+pub use prefixes::Prefixes;
 pub use rate::RateTemplate;
 pub use trace::{Empty, TooLong, TraceConfig, TraceError, TraceFormat, read_lengths, read_trace};
 
@@ -37,6 +39,29 @@ pub struct Workload {
     pub notes: Vec<String>,
     /// Clients that send these requests one after the other, in place of their arrival times.
     pub clients: Option<Clients>,
+    /// Which prompts begin alike, for prefix caching; empty where nothing is known.
+    pub prefixes: Prefixes,
+    /// What stands between a client and the engine's scheduler.
+    pub front_end: FrontEnd,
+}
+
+/// The server in front of an engine's scheduler: it takes requests in and tokenises them one after
+/// the other, and hands each on a while later. Nothing by default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FrontEnd {
+    /// Time that each request occupies it.
+    pub per_request: SimDuration,
+    /// Time that each token of a prompt occupies it.
+    pub per_token: SimDuration,
+    /// Time from there to the scheduler, for all requests alike.
+    pub latency: SimDuration,
+}
+
+impl FrontEnd {
+    /// How long a prompt of `tokens` tokens occupies it.
+    pub fn service(self, tokens: u32) -> SimDuration {
+        self.per_request + SimDuration::from_ns(self.per_token.as_ns() * u64::from(tokens))
+    }
 }
 
 /// Closed-loop clients, as benchmark tools drive engines: each sends a request, waits for its last
@@ -142,6 +167,7 @@ impl SyntheticConfig {
             })
             .collect();
         let description = format!("{n} requests, {}, {}", self.arrivals, self.lengths);
-        Ok(Workload { requests, description, notes, clients: self.arrivals.clients()? })
+        let clients = self.arrivals.clients()?;
+        Ok(Workload { requests, description, notes, clients, ..Workload::default() })
     }
 }

@@ -221,7 +221,7 @@ fn a_model_can_be_added_and_shown() {
     let dir = tempfile::tempdir().unwrap();
     let config = r#"{"architectures": ["LlamaForCausalLM"], "hidden_size": 256,
         "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "num_hidden_layers": 2, "vocab_size": 1000, "max_position_embeddings": 512,
+        "num_hidden_layers": 2, "vocab_size": 1000, "max_position_embeddings": 128,
         "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
         "torch_dtype": "bfloat16"}"#;
     fs::write(dir.path().join("config.json"), config).unwrap();
@@ -238,7 +238,7 @@ fn a_model_can_be_profiled_fitted_and_simulated() {
     let dir = tempfile::tempdir().unwrap();
     let config = r#"{"architectures": ["LlamaForCausalLM"], "hidden_size": 256,
         "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "num_hidden_layers": 2, "vocab_size": 1000, "max_position_embeddings": 512,
+        "num_hidden_layers": 2, "vocab_size": 1000, "max_position_embeddings": 128,
         "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
         "torch_dtype": "bfloat16"}"#;
     fs::write(dir.path().join("config.json"), config).unwrap();
@@ -248,10 +248,11 @@ fn a_model_can_be_profiled_fitted_and_simulated() {
         stdout
     };
     run(&["models", "add", "config.json", "--name", "me/tiny"]);
-    let budget = ["--budget", "3s", "--repeats", "2", "--sku", "here", "--threads", "1"];
+    // Without a budget, so that a busy machine measures the same shapes.
+    let options = ["--budget", "none", "--rounds", "1", "--repeats", "2", "--sku", "here"];
     for kind in ["mlp", "attention"] {
         let mut args = vec!["profile", kind, "--models", "me/tiny"];
-        args.extend(budget);
+        args.extend(options);
         run(&args);
     }
     let table = run(&["fit", "--model", "me/tiny", "--sku", "here"]);

@@ -7,6 +7,7 @@ mod conformance;
 mod conformance_forest;
 mod metrics;
 mod metrics_files;
+mod profile_tools;
 mod sim_properties;
 mod sim_scenarios;
 mod support;

@@ -232,7 +232,8 @@ proptest! {
         let exact = RecordOptions { slo, ..options(dialect) };
         let mut sampled = exact.clone();
         sampled.metrics.requests = RequestDetail::Sampled;
-        let (_, exact) = run(&config, &requests, exact);
+        let (exact_recorder, exact) = run(&config, &requests, exact);
+        let exact_records = &exact_recorder.requests;
         let (recorder, sketched) = run(&config, &requests, sampled);
         let (s, e) = (&sketched.latency, &exact.latency);
         within(s.ttft_ms, e.ttft_ms)?;
@@ -246,9 +247,15 @@ proptest! {
         prop_assert_eq!(&sketched.replicas, &exact.replicas);
         prop_assert_eq!(&sketched.batches, &exact.batches);
         prop_assert_eq!(sketched.num_requests, requests.len() as u64);
-        // No record outlives its request.
-        let most = exact.throughput.max_concurrent_requests as usize;
-        prop_assert_eq!(recorder.sampled.as_ref().unwrap().most_live(), most);
+        // Kept: from the oldest request in flight on.
+        let span = |i: usize| {
+            let arrived = exact_records[i].arrived_at;
+            let oldest = exact_records.iter().position(|r| r.completed_at >= arrived);
+            i + 1 - oldest.unwrap_or(i).min(i)
+        };
+        let most = (0..exact_records.len()).map(span).max().unwrap_or(0);
+        let live = recorder.sampled.as_ref().unwrap().most_live();
+        prop_assert!(live <= most, "{live} records, {most} since the oldest in flight");
         prop_assert!(recorder.requests.is_empty() && recorder.token_gaps.is_empty());
     }
 }

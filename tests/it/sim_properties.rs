@@ -5,11 +5,12 @@ use crate::support::LinearCost;
 use proptest::prelude::*;
 use vidur::metrics::{Recorder, Summary};
 use vidur::sim::{
-    self, Defects, Invariants, LightllmConfig, OrcaConfig, RouterConfig, SarathiConfig,
-    SchedulerConfig, Silent, SimConfig, SimError, VllmConfig,
+    self, Defects, HostTime, Invariants, LightllmConfig, OrcaConfig, RouterConfig, SarathiConfig,
+    SchedulerConfig, SglangConfig, Silent, SimConfig, SimError, TrtllmConfig, VllmConfig,
+    VllmV1Config,
 };
 use vidur::units::{SimDuration, SimTime};
-use vidur::workload::{Clients, RequestSpec, Workload};
+use vidur::workload::{Clients, FrontEnd, Prefixes, RequestSpec, Workload};
 
 fn schedulers() -> impl Strategy<Value = SchedulerConfig> {
     let seats = 3u32..20;
@@ -26,6 +27,7 @@ fn schedulers() -> impl Strategy<Value = SchedulerConfig> {
         seats.clone().prop_map(|max_num_seqs| {
             SchedulerConfig::FasterTransformer(OrcaConfig { max_num_seqs, max_request_tokens: 300 })
         }),
+        todays_engines(),
         (seats, 300u32..600, 0u32..12).prop_map(
             |(max_num_seqs, max_num_batched_tokens, max_waiting_iters)| {
                 SchedulerConfig::Lightllm(LightllmConfig {
@@ -36,6 +38,46 @@ fn schedulers() -> impl Strategy<Value = SchedulerConfig> {
             }
         ),
     ]
+}
+
+/// The engines of today, with budgets so small that prompts are cut.
+fn todays_engines() -> impl Strategy<Value = SchedulerConfig> {
+    let host = (0u32..3, 0u32..9, 0u32..900).prop_map(|(gap, step, sequence_ns)| HostTime {
+        gap_us: gap * 500,
+        step_us: step * 1000,
+        sequence_ns: sequence_ns * 1000,
+    });
+    (0..3, 1u32..20, 20u32..300, 0u32..60, any::<(bool, bool, bool)>(), host).prop_map(
+        |(engine, seats, tokens, threshold, (ahead, caching, flag), host)| match engine {
+            0 => SchedulerConfig::VllmV1(VllmV1Config {
+                max_num_seqs: Some(seats.max(3)),
+                max_num_batched_tokens: Some(tokens),
+                long_prefill_token_threshold: threshold,
+                reserve_full_prompt: flag,
+                async_scheduling: ahead,
+                enable_prefix_caching: caching,
+                host,
+                ..VllmV1Config::default()
+            }),
+            1 => SchedulerConfig::Sglang(SglangConfig {
+                max_running_requests: seats.max(3),
+                chunked_prefill_size: Some(tokens),
+                max_prefill_tokens: tokens + threshold,
+                overlap_schedule: ahead,
+                radix_cache: caching,
+                host,
+                ..SglangConfig::default()
+            }),
+            _ => SchedulerConfig::Trtllm(TrtllmConfig {
+                max_batch_size: seats.max(3),
+                max_num_tokens: tokens,
+                enable_chunked_prefill: flag,
+                overlap: ahead,
+                enable_block_reuse: caching,
+                host,
+            }),
+        },
+    )
 }
 
 fn routers() -> impl Strategy<Value = RouterConfig> {
@@ -86,7 +128,21 @@ fn configs() -> impl Strategy<Value = (SimConfig, u32)> {
 fn workloads() -> impl Strategy<Value = Workload> {
     let clients = prop::option::weighted(0.3, (1u32..12, 0u64..20));
     let rows = prop::collection::vec((0u64..30, 1u32..150, 1u32..150), 1..60);
-    (rows, clients).prop_map(|(rows, clients)| {
+    let front_end = prop::option::weighted(0.2, 0u64..3);
+    (rows, clients, any::<bool>(), front_end).prop_map(|(rows, clients, alike, front_end)| {
+        let mut prefixes = Prefixes::new(16);
+        if alike {
+            for &(gap, prompt, _) in &rows {
+                // Of four kinds, which begin alike and go on alike.
+                let hashes = (0..u64::from(prompt / 16)).map(|at| gap % 4 + 4 * at);
+                prefixes.push(&hashes.collect::<Vec<_>>());
+            }
+        }
+        let front_end = front_end.map_or_else(FrontEnd::default, |ms| FrontEnd {
+            per_request: SimDuration::from_ns(ms * 1_000_000),
+            per_token: SimDuration::from_ns(3_000),
+            latency: SimDuration::from_ns(ms * 700_000),
+        });
         let mut now = 0;
         let requests = rows
             .into_iter()
@@ -100,7 +156,7 @@ fn workloads() -> impl Strategy<Value = Workload> {
             concurrency,
             think_time: SimDuration::from_ns(ms * 1_000_000),
         });
-        Workload { requests, clients, ..Workload::default() }
+        Workload { requests, clients, prefixes, front_end, ..Workload::default() }
     })
 }
 
@@ -123,7 +179,11 @@ proptest! {
             Recorder::new(config.num_replicas, true),
         );
         match sim::run(&config, &cost, &workload, &mut watched) {
-            Err(SimError::RequestTooLong { .. } | SimError::RequestOverLimit { .. }) => {}
+            Err(
+                SimError::RequestTooLong { .. }
+                | SimError::RequestOverLimit { .. }
+                | SimError::PromptOverLimit { .. },
+            ) => {}
             Err(error) => prop_assert!(false, "{error} with {config:?}"),
             Ok(outcome) => {
                 // Vidur's restarts generate tokens twice, which the invariants rightly forbid.

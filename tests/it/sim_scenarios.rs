@@ -2,9 +2,12 @@
 
 use crate::support::{LinearCost, sim_config, workload};
 use vidur::metrics::Recorder;
-use vidur::sim::{self, SarathiConfig, SchedulerConfig, SimConfig, SimError, VllmConfig};
+use vidur::sim::{
+    self, HostTime, SarathiConfig, SchedulerConfig, SglangConfig, SimConfig, SimError,
+    TrtllmConfig, VllmConfig, VllmV1Config,
+};
 use vidur::units::SimDuration;
-use vidur::workload::Clients;
+use vidur::workload::{Clients, FrontEnd, Prefixes};
 
 fn run(config: &SimConfig, requests: &[(u64, u32, u32)], stages: u32) -> Recorder {
     let mut recorder = Recorder::new(config.num_replicas, true);
@@ -126,4 +129,150 @@ fn closed_loop_clients_send_when_the_last_request_is_done_and_thought_about() {
     assert_eq!(r[2].arrived_at.as_ns(), pair + 1_000_000);
     assert_eq!(r[3].arrived_at, r[2].arrived_at);
     assert_eq!(r[4].arrived_at.as_ns(), 2 * (pair + 1_000_000));
+}
+
+fn v1(change: impl FnOnce(&mut VllmV1Config)) -> SimConfig {
+    let mut config = VllmV1Config {
+        max_num_seqs: Some(8),
+        max_num_batched_tokens: Some(100),
+        async_scheduling: false,
+        ..VllmV1Config::default()
+    };
+    change(&mut config);
+    SimConfig { scheduler: SchedulerConfig::VllmV1(config), ..sim_config() }
+}
+
+#[test]
+fn vllm_v1_shares_one_budget_between_decodes_and_prompts() {
+    // The second prompt gets what the first one's decode leaves of the budget.
+    let recorder = run(&v1(|_| {}), &[(0, 10, 5), (1, 250, 2)], 1);
+    let first = step(10, 0, 0);
+    assert_eq!(recorder.requests[0].first_token_at.as_ns(), first);
+    let chunks = step(100, 1, 11) + step(100, 1, 99 + 12) + step(53, 1, 198 + 13);
+    assert_eq!(recorder.requests[1].first_token_at.as_ns(), first + chunks);
+    // No prompt may have more than 20 tokens of a step.
+    let pieces = run(&v1(|c| c.long_prefill_token_threshold = 20), &[(0, 100, 1)], 1);
+    assert_eq!(pieces.num_batches, 5);
+}
+
+#[test]
+fn an_engine_that_runs_ahead_sees_an_arrival_one_step_later() {
+    let requests = [(0, 10, 50), (7, 10, 2)];
+    let waits = |ahead| {
+        let recorder = run(&v1(|c| c.async_scheduling = ahead), &requests, 1);
+        recorder.requests[1].scheduled_at.as_ns()
+    };
+    let (prompt, decode) = (step(10, 0, 0), step(1, 1, 11));
+    assert_eq!(waits(false), prompt + decode);
+    assert_eq!(waits(true), prompt + decode + step(1, 1, 12));
+}
+
+#[test]
+fn the_host_takes_its_time_before_every_step_or_beside_it() {
+    let host = HostTime { gap_us: 100, step_us: 2_000, sequence_ns: 1_000_000 };
+    let end = |ahead| {
+        let config = v1(|c| (c.host, c.async_scheduling) = (host, ahead));
+        run(&config, &[(0, 10, 3)], 1).requests[0].completed_at.as_ns()
+    };
+    let device = step(10, 0, 0) + step(1, 1, 11) + step(1, 1, 12);
+    assert_eq!(end(true), device + 3 * 100_000);
+    assert_eq!(end(false), device + 3 * 3_100_000);
+}
+
+#[test]
+fn a_prompt_that_begins_like_an_earlier_one_is_computed_from_where_they_part() {
+    let mut load = workload(&[(0, 80, 1), (50, 80, 1), (100, 64, 1)]);
+    let mut prefixes = Prefixes::new(16);
+    prefixes.push(&[1, 2, 3, 4, 5]);
+    prefixes.push(&[1, 2, 3, 14, 15]);
+    prefixes.push(&[1, 2, 3, 4]);
+    load.prefixes = prefixes;
+    let times = |caching| {
+        let mut recorder = Recorder::new(1, false);
+        let config = v1(|c| c.enable_prefix_caching = caching);
+        sim::run(&config, &LinearCost { stages: 1 }, &load, &mut recorder).unwrap();
+        let took = |i: usize| {
+            let r = &recorder.requests[i];
+            r.completed_at.as_ns() - r.arrived_at.as_ns()
+        };
+        [took(0), took(1), took(2)]
+    };
+    assert_eq!(times(false), [step(80, 0, 0), step(80, 0, 0), step(64, 0, 0)]);
+    // At least the last token is computed, and whole blocks only.
+    assert_eq!(times(true), [step(80, 0, 0), step(32, 0, 48), step(16, 0, 48)]);
+}
+
+#[test]
+fn a_preempted_request_finds_what_is_left_of_its_own_blocks() {
+    let config = |caching| SimConfig {
+        kv_blocks: 15,
+        block_size: 4,
+        watermark_blocks: 0,
+        ..v1(|c| c.enable_prefix_caching = caching)
+    };
+    let requests = [(0, 24, 16), (0, 24, 16)];
+    let (with, without) = (run(&config(true), &requests, 1), run(&config(false), &requests, 1));
+    assert_eq!((with.requests[1].restarts, without.requests[1].restarts), (1, 1));
+    assert!(with.requests[1].completed_at < without.requests[1].completed_at);
+}
+
+#[test]
+fn sglang_stops_decoding_for_prompts_and_trtllm_takes_whole_ones_beside() {
+    let requests = [(0, 10, 50), (7, 150, 2)];
+    let config = |scheduler| SimConfig { scheduler, ..sim_config() };
+    let sglang = SchedulerConfig::Sglang(SglangConfig {
+        chunked_prefill_size: Some(100),
+        overlap_schedule: false,
+        ..SglangConfig::default()
+    });
+    let longest_gap = |r: &Recorder| r.token_gaps.iter().map(|g| g.0).max().unwrap();
+    let r = run(&config(sglang), &requests, 1);
+    assert_eq!(longest_gap(&r), step(100, 0, 0) + step(50, 0, 100) + step(2, 2, 12 + 151));
+    let trtllm = TrtllmConfig { max_num_tokens: 151, overlap: false, ..TrtllmConfig::default() };
+    let r = run(&config(SchedulerConfig::Trtllm(trtllm)), &requests, 1);
+    assert_eq!(longest_gap(&r), step(151, 1, 12));
+    let short = TrtllmConfig { max_num_tokens: 149, ..trtllm };
+    let load = workload(&requests);
+    let refused = sim::run(
+        &config(SchedulerConfig::Trtllm(short)),
+        &LinearCost { stages: 1 },
+        &load,
+        &mut sim::Silent,
+    );
+    assert_eq!(
+        refused.unwrap_err().to_string(),
+        "request 1 has a prompt of 150 tokens, more than scheduler.trtllm.max_num_tokens 149, and \
+         prompts are not cut: it could never start; raise the setting, or turn chunked prefill on"
+    );
+}
+
+#[test]
+fn trtllm_admits_only_whom_it_can_serve_to_the_end() {
+    let config = SimConfig {
+        scheduler: SchedulerConfig::Trtllm(TrtllmConfig::default()),
+        kv_blocks: 11,
+        block_size: 4,
+        ..sim_config()
+    };
+    let config = SimConfig { watermark_blocks: 0, ..config };
+    let recorder = run(&config, &[(0, 12, 12), (0, 12, 12)], 1);
+    assert_eq!(recorder.requests[1].restarts, 0);
+    assert_eq!(recorder.requests[1].scheduled_at, recorder.requests[0].completed_at);
+}
+
+#[test]
+fn a_front_end_takes_requests_one_after_the_other() {
+    let mut load = workload(&[(0, 100, 1), (0, 50, 1)]);
+    let us = |n: u64| SimDuration::from_ns(n * 1000);
+    load.front_end = FrontEnd { per_request: us(1000), per_token: us(10), latency: us(500) };
+    for clients in [None, Some(Clients { concurrency: 2, think_time: SimDuration::ZERO })] {
+        load.clients = clients;
+        let mut recorder = Recorder::new(1, false);
+        sim::run(&sim_config(), &LinearCost { stages: 1 }, &load, &mut recorder).unwrap();
+        let r = &recorder.requests;
+        assert_eq!((r[0].arrived_at.as_ns(), r[0].scheduled_at.as_ns()), (0, 2_500_000));
+        // It gets there at 4 ms, while the first prompt runs.
+        assert_eq!(r[1].arrived_at.as_ns(), 0);
+        assert_eq!(r[1].scheduled_at.as_ns(), 2_500_000 + step(100, 0, 0));
+    }
 }

@@ -3,6 +3,7 @@
 
 pub mod cpu;
 pub mod scripted;
+pub mod torch;
 
 pub use crate::dataset::manifest::DeviceInfo;
 use crate::spec::model::ModelSpec;
@@ -176,6 +177,30 @@ pub trait Backend {
     /// # Errors
     /// [`BackendError`]; after [`BackendError::Shape`] the next shape may be asked.
     fn measure(&mut self, shape: Shape, effort: Effort) -> Result<Vec<OpSamples>, BackendError>;
+
+    /// What `attention_backend` is in the rows of attention.csv. Postcondition: a cell that needs no
+    /// quotes, the same for the life of the backend.
+    fn attention_kernel(&self) -> &str {
+        "cpu"
+    }
+
+    /// Shapes that are measured at the same time, on as many devices.
+    fn lanes(&self) -> usize {
+        1
+    }
+
+    /// Measures each of `shapes`, up to [`Backend::lanes`] at a time, and tells `done` the index and
+    /// the result of each as soon as it is there.
+    fn measure_all(
+        &mut self,
+        shapes: &[Shape],
+        effort: Effort,
+        done: &mut dyn FnMut(usize, Result<Vec<OpSamples>, BackendError>),
+    ) {
+        for (i, &shape) in shapes.iter().enumerate() {
+            done(i, self.measure(shape, effort));
+        }
+    }
 
     /// Milliseconds of one whole decoder layer for `batch`, without timers inside the layer. The
     /// code that runs is the one that [`Backend::measure`] times, operator by operator.

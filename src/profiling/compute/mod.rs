@@ -67,14 +67,20 @@ fn repeats_in_layer(model: &ModelSpec, op: Op) -> u32 {
 
 /// One row of the profile that `shape` belongs to, cells in the order of [`TableKind::columns`].
 /// Operators without samples leave their cells empty.
-pub fn row(shard: &Shard, shape: Shape, samples: &[OpSamples], max_model_len: u64) -> Vec<String> {
+pub fn row(
+    shard: &Shard,
+    shape: Shape,
+    samples: &[OpSamples],
+    max_model_len: u64,
+    attention_kernel: &str,
+) -> Vec<String> {
     let kind = kind_of(shape);
     let mut cells = Vec::new();
     for &op in kind.ops() {
         let ms = samples.iter().find(|s| s.op == op).map_or(&[][..], |s| &s.ms);
         cells.extend(statistics(ms));
     }
-    cells.extend(keys(shard, shape, max_model_len));
+    cells.extend(keys(shard, shape, max_model_len, attention_kernel));
     cells
 }
 
@@ -95,8 +101,13 @@ fn statistics(ms: &[f64]) -> Vec<String> {
     }
 }
 
-/// The cells that identify `shape`'s row, in the order of the kind's key columns.
-pub fn keys(shard: &Shard, shape: Shape, max_model_len: u64) -> Vec<String> {
+/// The cells that say what `shape`'s row is, in the order of the kind's key columns.
+pub fn keys(
+    shard: &Shard,
+    shape: Shape,
+    max_model_len: u64,
+    attention_kernel: &str,
+) -> Vec<String> {
     let model = &shard.model;
     let tp = shard.tensor_parallel.to_string();
     let truth = |b: bool| String::from(if b { "True" } else { "False" });
@@ -112,7 +123,7 @@ pub fn keys(shard: &Shard, shape: Shape, max_model_len: u64) -> Vec<String> {
             chunk.to_string(),
             kv.to_string(),
             truth(is_prefill),
-            "cpu".into(),
+            attention_kernel.to_owned(),
         ]
     };
     match shape {
@@ -148,7 +159,7 @@ mod tests {
                 .into_iter()
                 .map(|(op, _)| OpSamples { op, ms: vec![1.0, 3.0, 2.0] })
                 .collect();
-            let cells = row(&shard, shape, &samples, 2048);
+            let cells = row(&shard, shape, &samples, 2048, "cpu");
             let columns = kind_of(shape).columns();
             assert_eq!(cells.len(), columns.len());
             for (column, cell) in columns.iter().zip(&cells) {

@@ -1,16 +1,28 @@
 //! Replica schedulers: which requests run in the next step. One file per policy, each states the
 //! engine that it mirrors.
 
+mod door;
+mod engines;
 mod faster_transformer;
 mod lightllm;
 mod orca;
 mod sarathi;
+mod seats;
+mod sglang;
+mod trtllm;
 mod vllm;
+mod vllm_v1;
+
+pub use engines::{SglangConfig, TrtllmConfig, Usage, VllmV1Config};
 
 use super::batch::Batch;
+use super::host::{Host, HostTime};
 use super::kv_blocks::KvBlocks;
 use super::request::Request;
 use crate::ids::RequestId;
+use crate::spec::device::DeviceSku;
+use crate::spec::memory::MemoryRule;
+use crate::workload::Prefixes;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
@@ -28,6 +40,12 @@ pub enum SchedulerConfig {
     FasterTransformer(OrcaConfig),
     /// Prompts in turns with decode, admitted by the fullest moment to come (LightLLM).
     Lightllm(LightllmConfig),
+    /// One token budget for prompts and decodes (vLLM's V1 engine, 0.11 to 0.24).
+    VllmV1(VllmV1Config),
+    /// Prompts first, in pieces (SGLang 0.5).
+    Sglang(SglangConfig),
+    /// Nobody is ever evicted (TensorRT-LLM 1.0 to 1.3, PyTorch backend).
+    Trtllm(TrtllmConfig),
 }
 
 /// Settings of `sarathi`.
@@ -129,6 +147,9 @@ impl SchedulerConfig {
             SchedulerConfig::Orca(_) => "orca",
             SchedulerConfig::FasterTransformer(_) => "faster_transformer",
             SchedulerConfig::Lightllm(_) => "lightllm",
+            SchedulerConfig::VllmV1(_) => "vllm_v1",
+            SchedulerConfig::Sglang(_) => "sglang",
+            SchedulerConfig::Trtllm(_) => "trtllm",
         }
     }
 
@@ -139,7 +160,64 @@ impl SchedulerConfig {
             SchedulerConfig::Vllm(c) => c.max_num_seqs,
             SchedulerConfig::Orca(c) | SchedulerConfig::FasterTransformer(c) => c.max_num_seqs,
             SchedulerConfig::Lightllm(c) => c.max_num_seqs,
+            SchedulerConfig::VllmV1(c) => c.max_num_seqs(),
+            SchedulerConfig::Sglang(c) => c.max_running_requests,
+            SchedulerConfig::Trtllm(c) => c.max_batch_size,
         }
+    }
+
+    /// What is not given, by the engine's own rules for `device`.
+    pub fn on(self, device: &DeviceSku) -> Self {
+        match self {
+            SchedulerConfig::VllmV1(c) => SchedulerConfig::VllmV1(c.on(device)),
+            SchedulerConfig::Sglang(c) => SchedulerConfig::Sglang(c.on(device)),
+            other => other,
+        }
+    }
+
+    /// What the engine keeps beside weights and cache.
+    pub fn memory_rule(&self) -> MemoryRule {
+        match self {
+            SchedulerConfig::VllmV1(_) => MemoryRule::VllmV1,
+            SchedulerConfig::Sglang(_) => MemoryRule::Sglang,
+            SchedulerConfig::Trtllm(_) => MemoryRule::Trtllm,
+            _ => MemoryRule::Plain,
+        }
+    }
+
+    /// The engine's time on the host.
+    pub(super) fn host(&self) -> Host {
+        let (time, ahead) = match self {
+            SchedulerConfig::VllmV1(c) => (c.host, c.async_scheduling),
+            SchedulerConfig::Sglang(c) => (c.host, c.overlap_schedule),
+            SchedulerConfig::Trtllm(c) => (c.host, c.overlap),
+            _ => (HostTime::default(), false),
+        };
+        Host { time, ahead }
+    }
+
+    /// Rows that fill `batch` up to a captured graph.
+    pub(super) fn padding(&self, batch: &Batch) -> u32 {
+        let largest = match self {
+            SchedulerConfig::VllmV1(c) => c.max_cudagraph_capture_size(),
+            SchedulerConfig::Sglang(c) if batch.shape.prefills.is_empty() => c.cuda_graph_max_bs,
+            _ => 0,
+        };
+        let tokens = batch.shape.num_tokens();
+        (engines::captured_size(tokens, largest) - tokens) as u32
+    }
+
+    /// The KV cache of a replica, empty, as the engine keeps it.
+    pub(super) fn cache(&self, blocks: u32, block_size: u32, watermark: u32) -> KvBlocks {
+        let (blocks, remembers) = match self {
+            // One block is the null block.
+            SchedulerConfig::VllmV1(c) => (blocks.saturating_sub(1), c.enable_prefix_caching),
+            SchedulerConfig::Sglang(c) => (blocks, c.radix_cache),
+            SchedulerConfig::Trtllm(c) => (blocks, c.enable_block_reuse),
+            _ => (blocks, false),
+        };
+        let cache = KvBlocks::new(blocks, block_size, watermark);
+        if remembers { cache.with_contents() } else { cache }
     }
 
     /// The setting that bounds the tokens of a step or of a request, and its value.
@@ -151,6 +229,9 @@ impl SchedulerConfig {
                 ("max_request_tokens", c.max_request_tokens)
             }
             SchedulerConfig::Lightllm(c) => ("max_num_batched_tokens", c.max_num_batched_tokens),
+            SchedulerConfig::VllmV1(c) => ("max_num_batched_tokens", c.max_num_batched_tokens()),
+            SchedulerConfig::Sglang(c) => ("chunked_prefill_size", c.chunked_prefill_size()),
+            SchedulerConfig::Trtllm(c) => ("max_num_tokens", c.max_num_tokens),
         }
     }
 
@@ -160,14 +241,34 @@ impl SchedulerConfig {
     pub fn longest_request(&self) -> Option<(String, u32)> {
         let (setting, tokens) = self.token_setting();
         match self {
-            SchedulerConfig::Sarathi(_) => None,
+            SchedulerConfig::Sarathi(_)
+            | SchedulerConfig::VllmV1(_)
+            | SchedulerConfig::Sglang(_)
+            | SchedulerConfig::Trtllm(_) => None,
             _ => Some((format!("scheduler.{}.{setting}", self.name()), tokens)),
+        }
+    }
+
+    /// The longest prompt that can be served, and the setting that says so, where prompts are not
+    /// cut.
+    pub fn longest_prompt(&self) -> Option<(String, u32)> {
+        match self {
+            SchedulerConfig::Trtllm(c) if !c.enable_chunked_prefill => {
+                Some(("scheduler.trtllm.max_num_tokens".into(), c.max_num_tokens))
+            }
+            _ => None,
         }
     }
 
     /// The bounds that every batch keeps with `num_stages` pipeline stages.
     pub fn limits(&self, num_stages: u32) -> BatchLimits {
-        let max_seqs = micro_batch_cap(self.max_num_seqs(), num_stages);
+        let max_seqs = match self {
+            // Their limits are those of all stages together.
+            SchedulerConfig::VllmV1(_)
+            | SchedulerConfig::Sglang(_)
+            | SchedulerConfig::Trtllm(_) => self.max_num_seqs(),
+            _ => micro_batch_cap(self.max_num_seqs(), num_stages),
+        };
         let (_, tokens) = self.token_setting();
         let max_tokens = match self {
             // Every request may bring a whole prompt.
@@ -197,6 +298,15 @@ impl SchedulerConfig {
         if tokens == 0 {
             return Err(format!("scheduler.{name}.{setting}: 0; expected at least 1 token"));
         }
+        if let SchedulerConfig::Trtllm(c) = self
+            && c.enable_chunked_prefill
+            && tokens < block_size
+        {
+            return Err(format!(
+                "scheduler.trtllm.max_num_tokens: {tokens}; expected at least one block, \
+                 {block_size} tokens: pieces of prompts are cut to whole blocks"
+            ));
+        }
         if matches!(self, SchedulerConfig::Lightllm(_)) && (block_size != 1 || num_stages != 1) {
             return Err(format!(
                 "scheduler.lightllm manages its cache token by token on one stage; expected \
@@ -219,6 +329,9 @@ impl SchedulerConfig {
                 faster_transformer::FasterTransformer::new(c, cap, defects.leaky_static_batches),
             ),
             SchedulerConfig::Lightllm(c) => Box::new(lightllm::Lightllm::new(c)),
+            SchedulerConfig::VllmV1(c) => Box::new(vllm_v1::VllmV1::new(&c)),
+            SchedulerConfig::Sglang(c) => Box::new(sglang::Sglang::new(&c)),
+            SchedulerConfig::Trtllm(c) => Box::new(trtllm::Trtllm::new(&c)),
         }
     }
 }
@@ -236,6 +349,8 @@ pub(super) struct Replica<'a> {
     pub kv: &'a mut KvBlocks,
     /// Requests that lost their cache in this call, in order; the engine reports them.
     pub restarted: &'a mut Vec<RequestId>,
+    /// Which prompts begin alike.
+    pub prefixes: &'a Prefixes,
 }
 
 /// Decides which requests run in the next step of one replica.
@@ -259,6 +374,9 @@ pub(super) trait Scheduler {
     /// Whether the batch that has just been formed, if all of it decodes, would be formed again and
     /// again as long as nothing arrives, nothing completes and a block is free for every request.
     fn repeats(&self) -> bool;
+
+    /// The batch that decodes has repeated `steps` times without being asked for again.
+    fn repeated(&mut self, _steps: u64) {}
 }
 
 /// The queues that most schedulers have in common.

@@ -262,7 +262,7 @@ pub fn read_trace(config: &TraceConfig) -> Result<Workload, TraceError> {
     note(&mut notes, &file, dropped, "longer than max_tokens left out");
     note(&mut notes, &file, clipped, "shortened to max_tokens");
     let description = format!("{} requests replayed from {file}", requests.len());
-    Ok(Workload { requests, description, notes, clients: None })
+    Ok(Workload { requests, description, notes, ..Workload::default() })
 }
 
 /// Prompt and output tokens of each request in a file.

@@ -1,0 +1,190 @@
+//! One worker process: JSON lines on its stdin and stdout. Whatever it does instead of answering
+//! (dying, hanging, printing rubbish) ends as a value that says so, and the process with it.
+
+use serde_json::Value;
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// Version of the messages; see docs/worker-protocol.md.
+pub const PROTOCOL: u64 = 1;
+
+/// The worker's program.
+const SCRIPT: &str = include_str!("worker.py");
+
+/// Lines of stderr that are kept to explain a death.
+const KEPT_LINES: usize = 20;
+
+/// Why a request has no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CallError {
+    /// The worker says no and goes on.
+    #[error("{message}")]
+    Refused {
+        /// `shape`, `memory`, `torch`, `device` or `protocol`.
+        kind: String,
+        /// Its words.
+        message: String,
+    },
+    /// The process is gone: it died, hung or printed rubbish, and was killed.
+    #[error("{0}")]
+    Dead(String),
+}
+
+/// A file with the worker's program, for as long as workers need it.
+#[derive(Debug)]
+pub struct Script {
+    file: tempfile::NamedTempFile,
+}
+
+impl Script {
+    /// Writes the program into the system's folder for temporary files.
+    ///
+    /// # Errors
+    /// When that folder cannot be written to.
+    pub fn new() -> Result<Script, CallError> {
+        let write = || -> std::io::Result<tempfile::NamedTempFile> {
+            let mut file =
+                tempfile::Builder::new().prefix("vidur-worker-").suffix(".py").tempfile()?;
+            file.write_all(SCRIPT.as_bytes())?;
+            file.flush()?;
+            Ok(file)
+        };
+        let file = write()
+            .map_err(|e| CallError::Dead(format!("cannot write the worker's program: {e}; set TMPDIR to a folder that can be written to")))?;
+        Ok(Script { file })
+    }
+}
+
+/// A running worker.
+pub struct Worker {
+    child: Child,
+    stdin: ChildStdin,
+    lines: Receiver<String>,
+    complaints: Arc<Mutex<VecDeque<String>>>,
+    last_id: u64,
+}
+
+impl Worker {
+    /// Starts `python` with the program.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn start(python: &PathBuf, script: &Script) -> Result<Worker, CallError> {
+        let mut command = Command::new(python);
+        command.arg("-u").arg(script.file.path());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let refused = |e: std::io::Error| {
+            CallError::Dead(format!(
+                "cannot start {}: {e}; give a Python interpreter with --python",
+                python.display()
+            ))
+        };
+        let mut child = command.spawn().map_err(refused)?;
+        let (Some(stdin), Some(stdout), Some(stderr)) =
+            (child.stdin.take(), child.stdout.take(), child.stderr.take())
+        else {
+            let _ = child.kill();
+            return Err(CallError::Dead("the worker has no pipes".into()));
+        };
+        let (sender, lines) = mpsc::channel();
+        std::thread::spawn(move || {
+            let mut reader = BufReader::new(stdout);
+            let mut bytes = Vec::new();
+            while let Ok(1..) = reader.read_until(b'\n', &mut bytes) {
+                let line = String::from_utf8_lossy(&bytes).trim_end().to_owned();
+                bytes.clear();
+                if sender.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        let complaints = Arc::new(Mutex::new(VecDeque::new()));
+        let kept = Arc::clone(&complaints);
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+                kept.push_back(line);
+                if kept.len() > KEPT_LINES {
+                    kept.pop_front();
+                }
+            }
+        });
+        Ok(Worker { child, stdin, lines, complaints, last_id: 0 })
+    }
+
+    /// Sends `request` (an object with `do`) and waits for its answer.
+    ///
+    /// # Errors
+    /// See [`CallError`]; after [`CallError::Dead`] every further call fails too.
+    pub fn call(&mut self, mut request: Value, limit: Duration) -> Result<Value, CallError> {
+        self.last_id += 1;
+        request["id"] = self.last_id.into();
+        let mut line = request.to_string();
+        line.push('\n');
+        if self.stdin.write_all(line.as_bytes()).and_then(|()| self.stdin.flush()).is_err() {
+            return Err(self.end("the worker died"));
+        }
+        let line = match self.lines.recv_timeout(limit) {
+            Ok(line) => line,
+            Err(RecvTimeoutError::Disconnected) => return Err(self.end("the worker died")),
+            Err(RecvTimeoutError::Timeout) => {
+                let limit = humantime::format_duration(limit);
+                return Err(self.end(&format!("no answer within {limit}; the worker was killed")));
+            }
+        };
+        let Ok(mut reply) = serde_json::from_str::<Value>(&line) else {
+            let start: String = line.chars().take(80).collect();
+            return Err(self.end(&format!("the worker printed `{start}` instead of an answer")));
+        };
+        if reply["id"] != self.last_id {
+            return Err(self.end("the worker answered another question"));
+        }
+        if let Some(ok) = reply.get_mut("ok") {
+            return Ok(ok.take());
+        }
+        let Some(error) = reply.get("error") else {
+            return Err(self.end("the worker's answer is neither ok nor error"));
+        };
+        let text = |name: &str| error[name].as_str().unwrap_or("unknown").to_owned();
+        Err(CallError::Refused { kind: text("kind"), message: text("message") })
+    }
+
+    /// Kills what is left of the process and says why, with its exit status and last words.
+    fn end(&mut self, what: &str) -> CallError {
+        // It may be dying: its own status says more than ours.
+        let mut status = None;
+        for _ in 0..20 {
+            if let Ok(Some(ended)) = self.child.try_wait() {
+                status = Some(ended);
+                break;
+            }
+            if !what.ends_with("died") {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
+        let words = complaints.iter().rev().map(|line| line.trim()).find(|line| !line.is_empty());
+        let words = words.map(|w| w.chars().take(200).collect::<String>());
+        let status = status.map(|status| status.to_string());
+        let details: Vec<String> = status.into_iter().chain(words).collect();
+        CallError::Dead(match details.is_empty() {
+            true => what.to_owned(),
+            false => format!("{what} ({})", details.join("; ")),
+        })
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,181 @@
+//! Running the vendors' command-line tools: found in named folders, ended at a deadline, with what
+//! they printed. A tool that is absent, fails or hangs is a value, never a panic or a wait for ever.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+/// Where AWS installs its Neuron tools, which are often not on the PATH (package aws-neuronx-tools).
+const NEURON_BIN: &str = "/opt/aws/neuron/bin";
+
+/// Folders that tools are looked up in, and where the kernel describes devices.
+#[derive(Clone, Debug)]
+pub struct Tools {
+    folders: Vec<PathBuf>,
+    /// Root of sysfs.
+    pub sys: PathBuf,
+    /// How long one tool may take.
+    pub deadline: Duration,
+}
+
+/// What a tool left behind.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// What it printed, invalid UTF-8 replaced.
+    pub stdout: String,
+    /// What it complained about, likewise.
+    pub stderr: String,
+}
+
+/// Why there is no output.
+#[derive(Debug, thiserror::Error)]
+pub enum ToolError {
+    /// No file of that name.
+    #[error("not found on the PATH")]
+    Absent,
+    /// The system refused to start it.
+    #[error("cannot be started: {0}")]
+    Start(std::io::Error),
+    /// It did not end in time and was killed.
+    #[error("no answer within {}", humantime::format_duration(*.0))]
+    Late(Duration),
+}
+
+impl Tools {
+    /// Those of this machine: the folders of PATH, then Neuron's own.
+    pub fn system() -> Tools {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let mut folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
+        folders.push(NEURON_BIN.into());
+        Tools { folders, sys: "/sys".into(), deadline: Duration::from_secs(20) }
+    }
+
+    /// Only those in `folder`, with the kernel's description under `sys`.
+    pub fn only(folder: &Path, sys: &Path) -> Tools {
+        let deadline = Duration::from_secs(20);
+        Tools { folders: vec![folder.to_owned()], sys: sys.to_owned(), deadline }
+    }
+
+    /// The first file of that name.
+    pub fn find(&self, name: &str) -> Option<PathBuf> {
+        self.folders.iter().map(|folder| folder.join(name)).find(|path| path.is_file())
+    }
+
+    /// Runs `name` and waits for its end.
+    ///
+    /// # Errors
+    /// See [`ToolError`]; a tool that ends with an error is no error here.
+    pub fn run<S: AsRef<OsStr>>(&self, name: &str, args: &[S]) -> Result<Output, ToolError> {
+        let path = self.find(name).ok_or(ToolError::Absent)?;
+        let mut command = Command::new(path);
+        command.args(args);
+        run(command, self.deadline)
+    }
+}
+
+/// Runs `command` to its end, or kills it at the deadline.
+///
+/// # Errors
+/// See [`ToolError`].
+pub fn run(mut command: Command, deadline: Duration) -> Result<Output, ToolError> {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(ToolError::Start)?;
+    let end = Instant::now() + deadline;
+    // Pipes are read beside the waiting: a full one would stop the tool. A grandchild may hold them
+    // open after the tool's end, so nothing waits for their end without a limit either.
+    let stdout = drain(child.stdout.take());
+    let stderr = drain(child.stderr.take());
+    let status = wait(&mut child, end).map_err(ToolError::Start)?;
+    let Some(status) = status else {
+        return Err(ToolError::Late(deadline));
+    };
+    let text = |pipe: mpsc::Receiver<Vec<u8>>| {
+        let mut bytes = Vec::new();
+        let until = end.max(Instant::now() + Duration::from_millis(200));
+        while let Ok(piece) = pipe.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            bytes.extend(piece);
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
+    };
+    Ok(Output { status, stdout: text(stdout), stderr: text(stderr) })
+}
+
+/// Waits until `end`; a child that is still there then is killed, and it is `None`.
+fn wait(child: &mut Child, end: Instant) -> std::io::Result<Option<ExitStatus>> {
+    let mut pause = Duration::from_micros(200);
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
+        }
+        if Instant::now() >= end {
+            // It may have ended in between; either way it is reaped.
+            let _ = child.kill();
+            let _ = child.wait();
+            return Ok(None);
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(20));
+    }
+}
+
+/// Reads a pipe on a thread of its own, piece by piece.
+fn drain(pipe: Option<impl Read + Send + 'static>) -> mpsc::Receiver<Vec<u8>> {
+    let (sender, receiver) = mpsc::channel();
+    if let Some(mut pipe) = pipe {
+        std::thread::spawn(move || {
+            let mut buffer = [0; 1 << 16];
+            while let Ok(n @ 1..) = pipe.read(&mut buffer) {
+                if sender.send(buffer[..n].to_vec()).is_err() {
+                    break;
+                }
+            }
+        });
+    }
+    receiver
+}
+
+impl Output {
+    /// The output of a tool that succeeded; otherwise what went wrong, in one line.
+    ///
+    /// # Errors
+    /// The tool's own last words and its exit code.
+    pub fn success(self) -> Result<String, String> {
+        if self.status.success() {
+            return Ok(self.stdout);
+        }
+        Err(self.to_string())
+    }
+}
+
+/// The end of the story in one line: the last thing that was said, and the exit code.
+impl fmt::Display for Output {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let said = |text: &str| {
+            let line = text.lines().map(str::trim).rfind(|line| !line.is_empty())?;
+            Some(line.chars().take(200).collect::<String>())
+        };
+        let words = said(&self.stderr).or_else(|| said(&self.stdout));
+        let end = match self.status.code() {
+            Some(code) => format!("exit code {code}"),
+            None => self.status.to_string(),
+        };
+        match words {
+            Some(words) => write!(f, "{words} ({end})"),
+            None => write!(f, "{end} without a word"),
+        }
+    }
+}
+
+#[cfg(all(test, unix))]
+#[path = "tool_testing.rs"]
+pub(crate) mod testing;
+
+#[cfg(all(test, unix))]
+#[path = "tool_tests.rs"]
+mod tests;

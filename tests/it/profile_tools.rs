@@ -1,0 +1,224 @@
+//! `vidur profile` and `vidur devices --detect` with stand-ins for the vendors' tools on the PATH.
+#![cfg(unix)]
+
+use assert_cmd::Command;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use tempfile::TempDir;
+
+/// An empty folder to work in, and one for tools that goes before the rest of the PATH.
+struct Box {
+    dir: TempDir,
+}
+
+impl Box {
+    fn new() -> Box {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("bin")).unwrap();
+        Box { dir }
+    }
+
+    fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn tool(self, name: &str, body: &str) -> Box {
+        let path = self.path().join("bin").join(name);
+        fs::write(&path, format!("#!/bin/sh\n{body}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        self
+    }
+
+    fn run(&self, args: &[&str]) -> (i32, String, String) {
+        let path = format!("{}:/usr/bin:/bin", self.path().join("bin").display());
+        let output = Command::cargo_bin("vidur")
+            .unwrap()
+            .current_dir(self.path())
+            .env("PATH", path)
+            .env_remove("COLUMNS")
+            .args(args)
+            .output()
+            .unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+    }
+
+    fn read(&self, path: &str) -> String {
+        fs::read_to_string(self.path().join(path)).unwrap()
+    }
+}
+
+/// `nvidia-smi` of a node with `n` switched H100.
+fn h100s(n: usize) -> String {
+    let rows: String = (0..n)
+        .map(|i| format!("{i}, NVIDIA H100 80GB HBM3, GPU-{i}, 0:0.0, 81559 MiB, 580.1, 9.0\\n"))
+        .collect();
+    let header: String = (0..n).map(|i| format!("\\tGPU{i}")).collect();
+    let matrix: String = (0..n)
+        .map(|a| {
+            let cells: String = (0..n).map(|b| if a == b { "\\tX" } else { "\\tNV18" }).collect();
+            format!("GPU{a}{cells}\\t0-47\\t0\\n")
+        })
+        .collect();
+    format!(
+        "case $1 in\ntopo) printf '\\033[4m{header}\\tCPU Affinity\\tNUMA Affinity\\033[0m\\n{matrix}';;\n\
+         *) printf 'index, name, uuid, pci.bus_id, memory.total [MiB], driver_version, compute_cap\\n{rows}';;\nesac"
+    )
+}
+
+#[test]
+fn detection_names_the_node_and_tells_what_it_asked() {
+    let machine = Box::new().tool("nvidia-smi", &h100s(8));
+    let (code, text, stderr) = machine.run(&["devices", "--detect"]);
+    assert_eq!(code, 0, "{stderr}");
+    for line in [
+        "backend  cuda",
+        "sku      h100_sxm",
+        "network  h100_dgx",
+        "wiring   every pair on NVLink (NV18)",
+    ] {
+        assert!(text.contains(line), "{line} is not in\n{text}");
+    }
+    let (_, json, _) = machine.run(&["devices", "--detect", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["network_device"], "h100_dgx");
+    assert_eq!(json["topology"]["dgx"]["links"], 18);
+    assert_eq!(json["devices"].as_array().unwrap().len(), 8);
+    let (code, _, stderr) = machine.run(&["devices", "--detect", "--backend", "neuron"]);
+    assert_eq!((code, stderr.lines().count()), (2, 1), "{stderr}");
+}
+
+#[test]
+fn nccl_tests_are_run_for_every_number_of_workers_and_never_twice() {
+    // The time of the stand-in tells the number of devices: 10 us each.
+    let perf = "while [ $# -gt 0 ]; do case $1 in -g) g=$2;; -b) b=$2;; -e) e=$2;; esac; shift; done\n\
+        echo run >> \"$(dirname \"$0\")/../runs\"\n\
+        echo '# nThread 1 nGpus'\n\
+        i=0; while [ $i -lt $g ]; do echo \"#  Rank  $i Group  0 Pid 1 on box device  $i [0x00] H100\"; i=$((i+1)); done\n\
+        s=$b; while [ $s -le $e ]; do echo \"$s 1 half sum -1 99.0 1 1 N/A ${g}0.0 1 1 N/A\"; s=$((s*2)); done";
+    let machine = Box::new().tool("nvidia-smi", &h100s(8)).tool("all_reduce_perf", perf);
+    let line = [
+        "profile",
+        "collectives",
+        "--collective",
+        "all_reduce",
+        "--num-workers-per-node",
+        "1,2,4,8",
+        "--max-size",
+        "8KiB",
+    ];
+    let (code, text, stderr) = machine.run(&line);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(text.contains("data/profiling/network/h100_dgx/all_reduce.csv"), "{text}");
+    let csv = machine.read("data/profiling/network/h100_dgx/all_reduce.csv");
+    assert_eq!(csv.lines().count(), 1 + 3 * 4, "{csv}");
+    assert!(csv.contains(",0.08,0.08,,0,8,1024,all_reduce,8,8"), "{csv}");
+    assert_eq!(machine.read("runs").lines().count(), 3);
+    let (code, ..) = machine.run(&line);
+    assert_eq!(
+        (code, machine.read("runs").lines().count()),
+        (0, 3),
+        "a second run measures nothing"
+    );
+    let manifest = machine.read("data/profiling/network/h100_dgx/all_reduce.manifest.json");
+    assert!(manifest.contains("\"tool\": \"nccl-tests\""), "{manifest}");
+}
+
+#[test]
+fn nccom_test_measures_between_cores_and_failed_sizes_are_told() {
+    let neuron = r#"echo '[{"instance_type":"trn2.3xlarge","neuron_device":0,"nc_count":4,"connected_to":null,"memory_size":103079215104,"neuroncore_ids":[0,1,2,3]}]'"#;
+    let nccom = "cat <<'END'\n\
+        size(B)    count(elems)    type    time:avg(us)    algbw(GB/s)    busbw(GB/s)\n\
+        1024             512    bf16            10.5           0.10           0.09\n\
+        2048    Failure running neuron-bench - log file /tmp/nccom_test_log_1.log\n\
+        Avg bus bandwidth:\t9.1966GB/s\n\
+        1 errors found - test failed\nEND\nexit 1";
+    let machine = Box::new().tool("neuron-ls", neuron).tool("nccom-test", nccom);
+    let line = [
+        "profile",
+        "collectives",
+        "--collective",
+        "all_reduce",
+        "--num-workers-per-node",
+        "4",
+        "--network-device",
+        "trn2_chip",
+        "--max-size",
+        "2KiB",
+    ];
+    let (code, text, stderr) = machine.run(&line);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(stderr.contains("2048 bytes: Failure running neuron-bench"), "{stderr}");
+    assert!(text.contains("10.5"), "{text}");
+    let absent = Box::new().tool("neuron-ls", neuron);
+    let (code, _, stderr) = absent.run(&line);
+    assert_eq!(code, 2);
+    assert!(stderr.contains("nccom-test: not found on the PATH"), "{stderr}");
+    assert!(!absent.path().join("data").exists());
+}
+
+#[test]
+fn two_threads_of_this_machine_are_timed_for_real_and_simulated_with() {
+    let machine = Box::new();
+    let (code, text, stderr) = machine.run(&[
+        "profile",
+        "collectives",
+        "--backend",
+        "cpu",
+        "--num-workers-per-node",
+        "2",
+        "--network-device",
+        "here",
+        "--collective",
+        "all_reduce",
+        "--max-size",
+        "64KiB",
+        "--repeats",
+        "3",
+        "--devices-per-node",
+        "2",
+    ]);
+    // A machine of one core says that it cannot.
+    if std::thread::available_parallelism().unwrap().get() < 2 {
+        assert_eq!(code, 2, "{stderr}");
+        return;
+    }
+    assert_eq!(code, 0, "{stderr}");
+    assert!(text.contains("all_reduce        2"), "{text}");
+    let csv = machine.read("data/profiling/network/here/all_reduce.csv");
+    assert_eq!(csv.lines().count(), 8, "{csv}");
+}
+
+#[test]
+fn files_of_others_become_rows_and_contradictions_are_refused() {
+    let machine = Box::new();
+    let json = r#"{"version":3,"args":["all_reduce_perf"],"config":{"nthreads":1,"ngpus":8,"devices":[{}]},
+        "results":[{"size":1024,"root":"    -1","out_of_place":null,"in_place":{"time":12.5,"nwrong":null}}]}"#;
+    fs::write(machine.path().join("nccl.json"), json).unwrap();
+    let line = |workers: &str, collective: &str| {
+        let args = [
+            "profile",
+            "collectives",
+            "--collective",
+            collective,
+            "--from",
+            "nccl.json",
+            "--network-device",
+            "h100_dgx",
+            "--num-workers-per-node",
+            workers,
+        ];
+        machine.run(&args)
+    };
+    let (code, _, stderr) = line("4", "all_reduce");
+    assert_eq!(code, 2);
+    assert!(stderr.contains("nccl.json: has 8 workers"), "{stderr}");
+    let (code, _, stderr) = line("8", "all_gather");
+    assert!(code == 2 && stderr.contains("holds all_reduce, not all_gather"), "{stderr}");
+    assert!(!machine.path().join("data").exists());
+    let (code, _, stderr) = line("8", "all_reduce");
+    assert_eq!(code, 0, "{stderr}");
+    let csv = machine.read("data/profiling/network/h100_dgx/all_reduce.csv");
+    assert!(csv.ends_with("\n,,0.0125,0.0125,,0,8,1024,all_reduce,8,8\n"), "{csv}");
+}
