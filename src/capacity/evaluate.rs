@@ -9,6 +9,7 @@ use crate::run::Run;
 use crate::sim::{self, Silent, SimError};
 use crate::workload::RateTemplate;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// Requests of the run that tells about where to search, all of them at once.
@@ -21,6 +22,8 @@ const ALL_AT_ONCE: f64 = 1e7;
 const DOWN: f64 = 5000.0;
 /// And up to the guess times this.
 const UP: f64 = 64.0;
+/// Rates up to this factor above the one that is found have failed.
+const AHEAD: f64 = 1.06;
 
 /// What a configuration comes to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -191,7 +194,7 @@ impl Subject<'_> {
         let mut step = grid.steps(1.15);
         let mut runs = 1;
         if n >= COARSE_FROM {
-            let found = highest(start, step, range, |place| {
+            let found = highest(start, step, 1, range, |place| {
                 runs += 1;
                 let (probe, _) = self.probe(grid.rate(place), n / 8, true)?;
                 Ok::<_, String>(probe.verdict().is_none())
@@ -202,8 +205,9 @@ impl Subject<'_> {
             };
         }
         let mut best: Option<(i32, Probe, f64)> = None;
-        let mut broken: Option<(i32, Broken)> = None;
-        let found = highest(start, step, range, |place| {
+        let mut broken: BTreeMap<i32, Broken> = BTreeMap::new();
+        let ahead = grid.steps(AHEAD);
+        let found = highest(start, step, ahead, range, |place| {
             runs += 1;
             let (probe, seconds) = self.probe(grid.rate(place), n, true)?;
             match probe.verdict() {
@@ -214,9 +218,7 @@ impl Subject<'_> {
                     Ok::<_, String>(true)
                 }
                 Some(why) => {
-                    if broken.as_ref().is_none_or(|b| b.0 > place) {
-                        broken = Some((place, why));
-                    }
+                    broken.insert(place, why);
                     Ok(false)
                 }
             }
@@ -225,7 +227,7 @@ impl Subject<'_> {
         else {
             return Ok(Evaluated::NoRate(self.missed(grid.rate(range.0), n)?));
         };
-        let failing = broken.filter(|_| matches!(found, Highest::At(_)));
+        let failing = broken.split_off(&place).into_iter().next();
         Ok(Evaluated::Capacity(Capacity {
             requests_per_s: grid.rate(place),
             fails_at: failing.as_ref().map(|f| grid.rate(f.0)),

@@ -151,7 +151,7 @@ fn smallest(
     let mut best: Option<(u32, Measure)> = None;
     let most = i32::try_from(settings.max_replicas.max(1)).unwrap_or(i32::MAX);
     let start = i32::try_from(start).unwrap_or(most);
-    let found = highest(-start, 1, (-most, -1), |place| {
+    let found = highest(-start, 1, 1, (-most, -1), |place| {
         let replicas = place.unsigned_abs();
         let mut fleet = candidate.clone();
         fleet.config.cluster.num_replicas = replicas;

@@ -1,9 +1,10 @@
 //! Capacity planning: which configuration serves a workload within its objectives at the lowest cost.
 //!
-//! A plan names a space of configurations, constraints and objectives ([`plan`]). The space is expanded
-//! ([`space`]), what breaks a constraint is left out with its reason ([`study`]), and of every other
-//! configuration the highest request rate is searched that keeps the objectives ([`evaluate`]). Rows are
-//! ranked and put on Pareto fronts ([`answer`]). `docs/capacity.md` is the user's side of it.
+//! A plan names a space of configurations, constraints and objectives (`plan`). The space is expanded
+//! (`space`), what breaks a constraint is left out with its reason (`study`), and of every other
+//! configuration the highest request rate is searched that keeps the objectives (`evaluate`). Rows are
+//! ranked and put on Pareto fronts (`answer`), and conclusions drawn (`conclude`). `docs/capacity.md` is
+//! the user's side of it.
 
 mod advice;
 mod answer;

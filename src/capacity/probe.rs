@@ -120,7 +120,7 @@ impl Probe {
     /// [`Probe::is_complete`].
     pub fn values(&self, figure: Figure) -> Vec<f64> {
         let those = self.times.get(self.counted.clone()).unwrap_or_default();
-        those.iter().filter_map(|t| t.ns(figure)).map(|ns| ns * 1e-6).collect()
+        those.iter().filter_map(|t| t.ms(figure)).collect()
     }
 
     /// The value of a statistic, milliseconds.
@@ -180,8 +180,9 @@ impl Probe {
 
     /// A latency of a request that counts became known.
     fn value(&mut self, id: usize, figure: Figure) {
-        let Some(ns) = self.times[id].ns(figure) else { return };
-        let ns = ns as u64;
+        let Some(ms) = self.times[id].ms(figure) else { return };
+        // Cut, so that nothing is taken for more than it is.
+        let ns = (ms * 1e6) as u64;
         for watch in &mut self.watches {
             if watch.is_on(Measured::Request(figure))
                 && watch.deadline_ns().is_none_or(|_| id >= watch.overdue)
@@ -204,7 +205,7 @@ impl Probe {
                 if times.arrived.saturating_add(limit) >= now {
                     break;
                 }
-                if times.ns(figure).is_none() {
+                if times.ms(figure).is_none() {
                     watch.miss();
                 }
                 watch.overdue += 1;
@@ -217,7 +218,7 @@ impl Probe {
         for watch in &mut self.watches {
             let Some(slo) = watch.good().copied() else { continue };
             let times = &mut self.times[id];
-            let ms = |figure| times.ns(figure).map_or(0.0, |ns: f64| ns * 1e-6);
+            let ms = |figure| times.ms(figure).unwrap_or(0.0);
             let good = slo.met_by(ms(Figure::Ttft), ms(Figure::Tpot), ms(Figure::E2e));
             if !good && !times.bad {
                 times.bad = true;
@@ -252,10 +253,11 @@ impl Probe {
 }
 
 impl Times {
-    /// A latency in nanoseconds, once it is known.
-    fn ns(&self, figure: Figure) -> Option<f64> {
+    /// A latency in milliseconds, once it is known; as [`crate::metrics::RequestRecord`] has it.
+    fn ms(&self, figure: Figure) -> Option<f64> {
         let since = |later: u64, earlier: u64| {
-            (later != NEVER && earlier != NEVER).then(|| later.saturating_sub(earlier) as f64)
+            let known = later != NEVER && earlier != NEVER;
+            known.then(|| SimDuration::from_ns(later.saturating_sub(earlier)).as_ms())
         };
         let n = f64::from(self.output_tokens);
         match figure {
@@ -275,7 +277,7 @@ impl Times {
 impl Observer for Probe {
     fn arrived(&mut self, now: SimTime, id: RequestId, request: &Request, _: ReplicaId) {
         self.times.push(Times {
-            arrived: now.as_ns(),
+            arrived: request.arrived_at.as_ns(),
             scheduled: NEVER,
             first_token: NEVER,
             last_token: NEVER,
@@ -317,20 +319,28 @@ impl Observer for Probe {
         self.ran(cost);
     }
 
-    fn token(&mut self, now: SimTime, id: RequestId, _: &Request) {
-        let counts = self.counts(id);
-        let times = &mut self.times[id.index()];
-        let last = std::mem::replace(&mut times.last_token, now.as_ns());
-        if last != NEVER {
-            if counts {
-                self.gap(SimDuration::from_ns(now.as_ns() - last), 1);
+    fn tokens(&mut self, now: SimTime, ids: &[RequestId], _: &[Request]) {
+        // Requests that decode together mostly had their last token together too.
+        let (mut gap, mut count) = (SimDuration::ZERO, 0);
+        for &id in ids {
+            let counts = self.counts(id);
+            let times = &mut self.times[id.index()];
+            let last = std::mem::replace(&mut times.last_token, now.as_ns());
+            if last == NEVER {
+                times.first_token = now.as_ns();
+                if counts {
+                    self.value(id.index(), Figure::Ttft);
+                }
+            } else if counts {
+                let this = SimDuration::from_ns(now.as_ns() - last);
+                if this != gap {
+                    self.gap(gap, count);
+                    (gap, count) = (this, 0);
+                }
+                count += 1;
             }
-            return;
         }
-        times.first_token = now.as_ns();
-        if counts {
-            self.value(id.index(), Figure::Ttft);
-        }
+        self.gap(gap, count);
     }
 
     fn takes_repeats(&self) -> bool {

@@ -53,9 +53,33 @@ pub fn round_significant(value: f64, digits: i32) -> f64 {
 /// Finds the highest place that passes: from `start` in steps that double, first of `step` places, until
 /// the answer changes, then by halves. Looks no lower than `range.0` and no higher than `range.1`.
 ///
+/// Where few requests decide, a place may pass above one that fails: so many places as `ahead` fail above
+/// the one that is found.
+///
 /// # Errors
 /// Those of `passes`.
 pub fn highest<E>(
+    start: i32,
+    step: i32,
+    ahead: i32,
+    range: (i32, i32),
+    mut passes: impl FnMut(i32) -> Result<bool, E>,
+) -> Result<Highest, E> {
+    let found = edge(start, step, range, &mut passes)?;
+    let Highest::At(mut good) = found else { return Ok(found) };
+    // The place above is known to fail.
+    let mut next = good + 2;
+    while next <= (good + ahead).min(range.1) {
+        if passes(next)? {
+            good = next;
+        }
+        next += 1;
+    }
+    Ok(if good == range.1 { Highest::AtLeast(good) } else { Highest::At(good) })
+}
+
+/// Some place that passes below one that fails.
+fn edge<E>(
     start: i32,
     step: i32,
     range: (i32, i32),
@@ -125,7 +149,7 @@ mod tests {
             edge in -500i32..500, start in -600i32..600, step in 1i32..20
         ) {
             let mut tried = Vec::new();
-            let found = highest::<()>(start, step, (-500, 499), |place| {
+            let found = highest::<()>(start, step, 1, (-500, 499), |place| {
                 tried.push(place);
                 Ok(place <= edge)
             });
@@ -137,8 +161,20 @@ mod tests {
         }
 
         #[test]
+        fn a_place_that_passes_a_little_above_is_found(edge in -50i32..50, start in -60i32..60) {
+            let island = edge + 3;
+            let mut tried = std::collections::BTreeSet::new();
+            let found = highest::<()>(start, 1, 3, (-500, 500), |place| {
+                tried.insert(place);
+                Ok(place <= edge || place == island)
+            });
+            prop_assert_eq!(found, Ok(Highest::At(island)));
+            prop_assert!((1..=3).all(|above| tried.contains(&(island + above))));
+        }
+
+        #[test]
         fn where_nothing_passes_the_lowest_place_is_tried(start in -600i32..600) {
-            let found = highest::<()>(start, 3, (-500, 500), |_| Ok(false));
+            let found = highest::<()>(start, 3, 4, (-500, 500), |_| Ok(false));
             prop_assert_eq!(found, Ok(Highest::None(-500)));
         }
     }

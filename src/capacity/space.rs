@@ -196,16 +196,34 @@ fn schedulers(value: &Value) -> Result<Vec<SchedulerConfig>, String> {
     all.into_iter().map(build).collect()
 }
 
-/// A scheduler in a few characters: its name and its settings in their order.
+/// A scheduler in a few characters: its name, and the numbers that set it up. Of one with many settings
+/// only those that are not its defaults.
 pub fn scheduler_label(scheduler: &SchedulerConfig) -> String {
-    let value = serde_json::to_value(scheduler).unwrap_or_default();
-    let settings = value.as_object().and_then(|o| o.values().next()?.as_object().cloned());
-    let numbers: Vec<String> = settings.into_iter().flatten().map(|(_, v)| v.to_string()).collect();
+    const FEW: usize = 3;
+    let settings = |of: &SchedulerConfig| match serde_json::to_value(of) {
+        Ok(Value::Object(choice)) => choice.into_iter().next().and_then(|c| match c.1 {
+            Value::Object(settings) => Some(settings),
+            _ => None,
+        }),
+        _ => None,
+    };
+    let own = settings(scheduler).unwrap_or_default();
+    let parts: Vec<String> = if own.len() <= FEW {
+        vec![own.values().map(Value::to_string).collect::<Vec<_>>().join("/")]
+    } else {
+        let plain = serde_json::json!({ scheduler.name(): {} });
+        let plain = serde_json::from_value(plain).ok().and_then(|d| settings(&d));
+        let plain = plain.unwrap_or_default();
+        own.iter()
+            .filter(|(key, value)| plain.get(*key) != Some(*value))
+            .map(|(key, value)| format!("{}={value}", key.trim_start_matches("max_num_")))
+            .collect()
+    };
     let name = match scheduler.name() {
         "faster_transformer" => "ft",
         other => other,
     };
-    format!("{name} {}", numbers.join("/"))
+    std::iter::once(name.to_owned()).chain(parts).collect::<Vec<_>>().join(" ")
 }
 
 impl Space {

@@ -1,6 +1,7 @@
 //! A run: its config file, what that resolves to, and running it. Where profiling's data,
 //! predictor, workload and simulator meet.
 
+pub mod compare;
 mod config;
 pub mod lookup;
 mod overrides;

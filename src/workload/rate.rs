@@ -130,7 +130,12 @@ impl RateTemplate {
                 }
             }
         }
-        Ok(Workload { requests, ..Workload::default() })
+        Ok(Workload {
+            requests,
+            prefixes: self.base.prefixes.clone(),
+            front_end: self.base.front_end,
+            ..Workload::default()
+        })
     }
 }
 

@@ -118,8 +118,8 @@ fn bad_plans_are_answered_with_the_reason_and_the_nearest_change() {
             "it fits with tensor_parallel: [2]",
         ),
         (
-            "space: {models: [meta-llama/Llama-3.1-70B], skus: [l4], tensor_parallel: [8]}\n",
-            "the smallest device that holds it is",
+            "space: {models: [meta-llama/Llama-3.1-70B], skus: [a30]}\n",
+            "the smallest device that holds it is b200_sxm",
         ),
         (
             "constraints: {max_devices: 1}\nspace: {tensor_parallel: [2], skus: [l4]}\n",
@@ -148,4 +148,78 @@ fn bad_plans_are_answered_with_the_reason_and_the_nearest_change() {
         assert!(message.contains(expected), "{change}{message}");
         assert!(!dir.path().join("out").exists(), "{change}");
     }
+}
+
+#[test]
+fn the_readme_shows_what_its_example_prints() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let dir = tempfile::tempdir().unwrap();
+    let example = root.join("examples/capacity.yml");
+    let out = Command::cargo_bin("vidur")
+        .unwrap()
+        .current_dir(dir.path())
+        .env("VIDUR_CACHE_DIR", dir.path().join("cache"))
+        .env("COLUMNS", "100")
+        .args(["capacity", "--no-output", "--top", "5"])
+        .arg(&example)
+        .output()
+        .unwrap();
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    let readme = fs::read_to_string(root.join("README.md")).unwrap();
+    for line in text(&out.stdout).lines().filter(|line| !line.trim().is_empty()) {
+        assert!(readme.contains(line), "README.md lacks:\n{line}\n\nof\n{}", text(&out.stdout));
+    }
+}
+
+#[test]
+fn parts_come_to_the_same_as_the_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    plan(dir.path(), &format!("{SMALL}sensitivity: true\n"));
+    assert!(vidur(dir.path(), &["capacity", "plan.yml", "-o", "whole"]).status.success());
+    for part in ["1/3", "2/3", "3/3"] {
+        let folder = format!("part{}", &part[..1]);
+        let args = ["capacity", "plan.yml", "--shard", part, "-o", &folder, "--no-cache"];
+        let out = vidur(dir.path(), &args);
+        assert!(out.status.success(), "{}", text(&out.stderr));
+    }
+    let two = vidur(dir.path(), &["capacity", "merge", "part1", "part3", "-o", "two"]);
+    assert_eq!(two.status.code(), Some(2));
+    assert!(text(&two.stderr).contains("parts 2 of 3 are missing"), "{}", text(&two.stderr));
+    let twice = vidur(dir.path(), &["capacity", "merge", "part1", "part1", "-o", "two"]);
+    assert!(text(&twice.stderr).contains("are both part 1 of 3"), "{}", text(&twice.stderr));
+    let args = ["capacity", "merge", "part3", "part1", "part2", "-o", "merged"];
+    let merged = vidur(dir.path(), &args);
+    assert!(merged.status.success(), "{}", text(&merged.stderr));
+    for name in ["results.csv", "summary.json", "plan.yml", "best.yml"] {
+        let of = |folder: &str| fs::read(dir.path().join(folder).join(name)).unwrap();
+        assert!(of("whole") == of("merged"), "{name}");
+    }
+}
+
+#[test]
+fn compared_cases_stand_in_one_table_with_the_confidence_of_their_differences() {
+    let dir = tempfile::tempdir().unwrap();
+    let args = [
+        "simulate",
+        "--set",
+        "workload.synthetic.num_requests=60",
+        "--compare",
+        "scheduler.sarathi.max_num_seqs=2,64",
+        "--compare",
+        "workload.synthetic.arrivals.poisson.requests_per_s=0.1,0.2",
+        "-o",
+        "out",
+    ];
+    let out = vidur(dir.path(), &args);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    let shown = text(&out.stdout);
+    assert!(shown.contains("max_num_seqs=64 requests_per_s=0.2"), "{shown}");
+    assert!(shown.contains("95 % confidence from 5 seeds"), "{shown}");
+    let result = json(&dir.path().join("out/comparison.json"));
+    let cases = result["cases"].as_array().unwrap();
+    assert_eq!(cases.len(), 4);
+    // Twice the rate: the time to first token rises, and not by chance.
+    let ttft = &cases[1]["differences"][0];
+    let (percent, half) = (&ttft["percent"], &ttft["plus_minus_percent"]);
+    assert!(percent.as_f64().unwrap() - half.as_f64().unwrap() > 0.0, "{ttft}");
 }

@@ -2,6 +2,7 @@
 //! `INSTA_UPDATE=always cargo test` and reviewed in the diff.
 
 mod capacity;
+mod capacity_search;
 mod cli;
 mod conformance;
 mod conformance_forest;

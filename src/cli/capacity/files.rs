@@ -37,6 +37,7 @@ pub fn summary(results: &Results<'_>) -> Value {
     json!({
         "vidur_version": env!("CARGO_PKG_VERSION"),
         "kind": "capacity",
+        "plan": results.study.plan,
         "answers": results.answers,
         "rows": results.rows,
     })

@@ -95,10 +95,13 @@ fn headline(results: &Results<'_>, group: &Group) -> String {
         let terms: Vec<String> = rule.terms.iter().map(ToString::to_string).collect();
         terms.join(", ")
     });
-    let counts = format!(
-        "{} configurations keep it, {} at no rate, {} left out",
-        group.ok, group.misses_slo, group.excluded
-    );
+    let all = group.ok + group.misses_slo + group.excluded;
+    let mut counts = format!("{} of {all} configurations keep this at some rate", group.ok);
+    for (n, what) in [(group.misses_slo, "do not"), (group.excluded, "are left out")] {
+        if n > 0 {
+            counts.push_str(&format!(", {n} {what}"));
+        }
+    }
     let named = match results.answers.groups.len() {
         1 => String::new(),
         _ => format!("{} under {}: ", group.workload, group.slo),
