@@ -2,6 +2,7 @@
 //! decides the exit code. Data goes to stdout, messages to stderr.
 
 mod bench;
+mod capacity;
 mod devices;
 mod explain;
 mod fit;
@@ -39,6 +40,8 @@ enum Command {
     Explain(explain::Args),
     /// Write a run, or the answers of a plan, as one HTML file.
     Report(report::Args),
+    /// Find the cheapest configuration that keeps its objectives.
+    Capacity(capacity::Args),
     /// Compare predictions with what really runs.
     Validate(validate::Args),
     /// Time the simulator itself.
@@ -78,6 +81,7 @@ pub fn run() -> ExitCode {
         Command::Simulate(args) => simulate::run(args),
         Command::Explain(args) => explain::run(args),
         Command::Report(args) => report::run(args),
+        Command::Capacity(args) => capacity::run(args),
         Command::Validate(args) => validate::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Models(args) => models::run(args),

@@ -107,11 +107,16 @@ pub fn operators(operators: &[OperatorShare]) -> String {
 
 /// `text` in lines of at most 79 columns, broken between words.
 pub fn wrap(text: &str) -> String {
+    wrap_to(text, 79)
+}
+
+/// `text` in lines of at most `most` columns, broken between words.
+pub fn wrap_to(text: &str, most: usize) -> String {
     let mut out = String::new();
     let mut width = 0;
     for word in text.split(' ') {
         let length = word.chars().count();
-        if width > 0 && width + 1 + length > 79 {
+        if width > 0 && width + 1 + length > most {
             out.push('\n');
             width = 0;
         } else if width > 0 {

@@ -48,7 +48,9 @@ pub fn page(folder: &Path, written: &Value) -> Result<String, Failure> {
         list(&mut page, heading, &answers[field]);
     }
     page.heading("All configurations");
-    page.paragraph("A click on a heading sorts; words in the field leave the rows that have them all.");
+    page.paragraph(
+        "A click on a heading sorts; words in the field leave the rows that have them all.",
+    );
     page.table(&table(&rows));
     page.heading("Where the numbers come from");
     for (steps, count) in step_times(&rows) {
@@ -96,10 +98,8 @@ fn name(row: &Row) -> String {
 
 fn group_part(page: &mut Page, group: &Group, rows: &[Row]) -> Result<(), Failure> {
     page.heading(&format!("Workload {}, objectives {}", group.workload, group.slo));
-    let own: Vec<&Row> = rows
-        .iter()
-        .filter(|r| r.workload == group.workload && r.slo == group.slo)
-        .collect();
+    let own: Vec<&Row> =
+        rows.iter().filter(|r| r.workload == group.workload && r.slo == group.slo).collect();
     let best = own.iter().find(|r| Some(r.id) == group.best && r.status == Status::Ok);
     match best {
         None => page.warning("No configuration keeps the objectives."),
