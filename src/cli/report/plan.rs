@@ -37,6 +37,7 @@ pub fn page(folder: &Path, written: &Value) -> Result<String, Failure> {
         page.heading(&format!("What to change: {}, {}", advice.workload, advice.slo));
         advice.lines.iter().for_each(|line| page.warning(line));
     }
+    let several_groups = answers.groups.len() > 1;
     let answers = serde_json::to_value(&answers).map_err(Failure::internal)?;
     for (field, heading) in [
         ("confirmations", "The best again, on other random numbers"),
@@ -45,7 +46,7 @@ pub fn page(folder: &Path, written: &Value) -> Result<String, Failure> {
         ("sensitivity", "Which settings matter"),
         ("exclusions", "What is left out, and why"),
     ] {
-        list(&mut page, heading, &answers[field]);
+        list(&mut page, heading, &answers[field], several_groups);
     }
     page.heading("All configurations");
     page.paragraph(
@@ -239,17 +240,20 @@ fn table(rows: &[Row]) -> Table {
         cells.push(Cell::long(why));
         (Some(row_id(r)), cells)
     };
-    Table { columns, rows: rows.iter().map(line).collect(), sortable: true, filter: true }
+    let mut ranked: Vec<&Row> = rows.iter().collect();
+    ranked.sort_by_key(|r| (r.rank.is_none(), r.rank));
+    Table { columns, rows: ranked.into_iter().map(line).collect(), sortable: true, filter: true }
 }
 
 /// A list of records as a table of their plain fields.
-fn list(page: &mut Page, heading: &str, records: &Value) {
+fn list(page: &mut Page, heading: &str, records: &Value, several_groups: bool) {
     let Some(records) = records.as_array().filter(|r| !r.is_empty()) else { return };
     page.heading(heading);
     let flat: Vec<Vec<(String, Value)>> = records.iter().flat_map(lines).collect();
     let mut columns: Vec<String> = Vec::new();
     for (name, _) in flat.iter().flatten() {
-        if !columns.contains(name) {
+        let group = name == "workload" || name == "slo";
+        if !columns.contains(name) && (several_groups || !group) {
             columns.push(name.clone());
         }
     }
