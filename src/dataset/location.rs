@@ -98,6 +98,18 @@ pub enum LocateError {
     },
 }
 
+/// Checks that `name` can be the folder of a device or a wiring.
+///
+/// # Errors
+/// One line that says what was expected.
+pub fn folder_name(name: &str) -> Result<(), String> {
+    let parts: Vec<_> = Path::new(name).components().collect();
+    match parts.as_slice() {
+        [std::path::Component::Normal(part)] if **part == *name => Ok(()),
+        _ => Err(format!("`{name}` cannot name a folder; give a plain name such as h100_dgx")),
+    }
+}
+
 impl ProfileKind {
     /// File names, the one that we write first.
     const fn file_names(self) -> &'static [&'static str] {

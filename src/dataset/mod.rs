@@ -3,6 +3,7 @@
 //! states it for people.
 
 pub mod cpu;
+pub mod graph;
 pub mod journal;
 pub mod location;
 #[cfg(test)]
