@@ -22,5 +22,6 @@ pub mod sim;
 pub mod spec;
 pub mod stats;
 pub mod units;
+pub mod validate;
 pub mod workload;
 pub mod yaml;

@@ -19,6 +19,9 @@ use rayon::prelude::*;
 use std::io::Write as _;
 use std::path::PathBuf;
 
+const LEGEND: &str =
+    "Held-out points: predicted (up) against measured (right), ms. Dashed: 10 % off.";
+
 /// Fit a predictor to the profiles of a model on a device, and report its error on points that
 /// were held out, operator by operator.
 #[derive(Debug, clap::Args)]
@@ -123,7 +126,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
         args.tensor_parallel,
         config.name()
     );
-    let svg = draw(&heading, &panels(&fitted)).map_err(Failure::internal)?;
+    let svg = draw(&heading, LEGEND, &panels(&fitted)).map_err(Failure::internal)?;
     dir.write("fit.svg", |out| out.write_all(svg.as_bytes())).map_err(Failure::user)?;
     let path = dir.finish().map_err(Failure::user)?;
     eprintln!("wrote {}", path.join("fit.svg").display());

@@ -1,4 +1,4 @@
-//! How well predictors fit: measured against predicted time, one panel per operator.
+//! How well predictions fit: measured against predicted time, one panel per operator or group of runs.
 
 use plotters::prelude::*;
 use std::error::Error;
@@ -30,7 +30,7 @@ const BAND: RGBColor = RGBColor(150, 150, 150);
 ///
 /// # Errors
 /// When the drawing library fails.
-pub fn draw(heading: &str, panels: &[Panel]) -> Result<String, Box<dyn Error>> {
+pub fn draw(heading: &str, legend: &str, panels: &[Panel]) -> Result<String, Box<dyn Error>> {
     let columns = panels.len().clamp(1, COLUMNS);
     let rows = panels.len().div_ceil(columns).max(1);
     let size = (PANEL.0 * columns as u32, HEADING + PANEL.1 * rows as u32);
@@ -41,9 +41,7 @@ pub fn draw(heading: &str, panels: &[Panel]) -> Result<String, Box<dyn Error>> {
         let (top, below) = root.split_vertically(HEADING);
         let style = |size: i32, color: &RGBColor| ("sans-serif", size).into_font().color(color);
         top.draw(&Text::new(heading.to_string(), (14, 12), style(17, &INK)))?;
-        let legend =
-            "Held-out points: predicted (up) against measured (right), ms. Dashed: 10 % off.";
-        top.draw(&Text::new(legend, (14, 36), style(12, &INK)))?;
+        top.draw(&Text::new(legend.to_string(), (14, 36), style(12, &INK)))?;
         for (panel, area) in panels.iter().zip(below.split_evenly((rows, columns))) {
             area.draw(&Text::new(panel.title.clone(), (14, 8), style(14, &INK)))?;
             area.draw(&Text::new(panel.subtitle.clone(), (14, 27), style(11, &INK)))?;
@@ -117,7 +115,8 @@ mod tests {
     fn every_operator_gets_a_panel_with_its_points() {
         let one = panel(vec![(0.1, 0.11), (1.0, 0.9), (10.0, 10.0)]);
         let svg =
-            draw("heading", &[one.clone(), one.clone(), one.clone(), one.clone(), one]).unwrap();
+            draw("heading", "legend", &[one.clone(), one.clone(), one.clone(), one.clone(), one])
+                .unwrap();
         assert_eq!(svg.matches("mlp_up_proj").count(), 5);
         assert_eq!(svg.matches("<circle").count(), 15);
         assert!(svg.contains("heading") && svg.trim_end().ends_with("</svg>"));
@@ -126,15 +125,15 @@ mod tests {
     #[test]
     fn many_points_are_thinned() {
         let many = (1..10_000).map(|i| (f64::from(i), f64::from(i))).collect();
-        let svg = draw("h", &[panel(many)]).unwrap();
+        let svg = draw("h", "l", &[panel(many)]).unwrap();
         assert!((1000..=MOST_POINTS).contains(&svg.matches("<circle").count()));
     }
 
     #[test]
     fn nothing_to_draw_and_equal_points_are_no_failure() {
-        assert!(draw("h", &[]).is_ok());
-        assert!(draw("h", &[panel(vec![])]).unwrap().contains("too few points"));
-        assert!(draw("h", &[panel(vec![(1.0, 1.0), (0.0, 1.0)])]).is_ok());
+        assert!(draw("h", "l", &[]).is_ok());
+        assert!(draw("h", "l", &[panel(vec![])]).unwrap().contains("too few points"));
+        assert!(draw("h", "l", &[panel(vec![(1.0, 1.0), (0.0, 1.0)])]).is_ok());
     }
 
     #[test]

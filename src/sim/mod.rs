@@ -14,6 +14,7 @@
 
 mod arrivals;
 mod batch;
+mod check;
 mod engine;
 mod host;
 mod invariants;
@@ -26,7 +27,8 @@ mod scheduler;
 mod stretch;
 
 pub use batch::{Batch, Entry};
-pub use engine::{Outcome, SimConfig, SimError, run};
+pub use check::SimError;
+pub use engine::{Outcome, SimConfig, run};
 pub use host::HostTime;
 pub use invariants::Invariants;
 pub use kv_blocks::{FoundPrefix, KvBlocks};

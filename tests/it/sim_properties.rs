@@ -63,6 +63,7 @@ fn todays_engines() -> impl Strategy<Value = SchedulerConfig> {
                 max_running_requests: seats.max(3),
                 chunked_prefill_size: Some(tokens),
                 max_prefill_tokens: tokens + threshold,
+                enable_mixed_chunk: flag,
                 overlap_schedule: ahead,
                 radix_cache: caching,
                 host,
@@ -74,7 +75,11 @@ fn todays_engines() -> impl Strategy<Value = SchedulerConfig> {
                 enable_chunked_prefill: flag,
                 overlap: ahead,
                 enable_block_reuse: caching,
+                batch_wait_timeout_iters: threshold / 8,
+                batch_wait_max_tokens_percent: 60,
+                cuda_graph_padding: true,
                 host,
+                ..TrtllmConfig::default()
             }),
         },
     )

@@ -60,6 +60,10 @@ impl Door {
         self.waiting.front().copied()
     }
 
+    pub(super) fn iter(&self) -> impl Iterator<Item = RequestId> + '_ {
+        self.waiting.iter().copied()
+    }
+
     pub(super) fn pop(&mut self) {
         self.waiting.pop_front();
     }

@@ -41,6 +41,8 @@ pub struct VllmV1Config {
     /// none (`enforce_eager`); by `max_num_seqs` where it is not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_cudagraph_capture_size: Option<u32>,
+    /// Only batches without prompts are padded: `cudagraph_mode: FULL_DECODE_ONLY`.
+    pub cudagraphs_for_decodes_only: bool,
     /// The engine's time on the host.
     pub host: HostTime,
 }
@@ -56,6 +58,7 @@ impl Default for VllmV1Config {
             async_scheduling: true,
             enable_prefix_caching: true,
             max_cudagraph_capture_size: None,
+            cudagraphs_for_decodes_only: false,
             host: HostTime::default(),
         }
     }
@@ -110,6 +113,8 @@ pub struct SglangConfig {
     pub chunked_prefill_size: Option<u32>,
     /// Prompt tokens after which no further prompt is added to a step.
     pub max_prefill_tokens: u32,
+    /// Running requests decode beside prompts, out of the same budget: off by default.
+    pub enable_mixed_chunk: bool,
     /// Prepare a step while the one before runs: on by default since 0.4.
     pub overlap_schedule: bool,
     /// Find blocks of prompts again that were computed before (radix cache).
@@ -127,6 +132,7 @@ impl Default for SglangConfig {
             max_running_requests: 2048,
             chunked_prefill_size: None,
             max_prefill_tokens: 16384,
+            enable_mixed_chunk: false,
             overlap_schedule: true,
             radix_cache: true,
             cuda_graph_max_bs: 256,
@@ -167,6 +173,15 @@ pub struct TrtllmConfig {
     pub overlap: bool,
     /// Find blocks of prompts again that were computed before.
     pub enable_block_reuse: bool,
+    /// Steps for which prompts wait beside decodes until they fill
+    /// `batch_wait_max_tokens_percent` of a step; 0 for not at all.
+    pub batch_wait_timeout_iters: u32,
+    /// `batch_wait_max_tokens_ratio`, in per cent of `max_num_tokens`.
+    pub batch_wait_max_tokens_percent: u32,
+    /// Pad decode batches to the next size of a captured CUDA graph: `enable_padding`.
+    pub cuda_graph_padding: bool,
+    /// The largest captured CUDA graph: `cuda_graph_config.max_batch_size`.
+    pub cuda_graph_max_batch_size: u32,
     /// The engine's time on the host.
     pub host: HostTime,
 }
@@ -180,6 +195,10 @@ impl Default for TrtllmConfig {
             enable_chunked_prefill: false,
             overlap: true,
             enable_block_reuse: true,
+            batch_wait_timeout_iters: 0,
+            batch_wait_max_tokens_percent: 0,
+            cuda_graph_padding: false,
+            cuda_graph_max_batch_size: 128,
             host: HostTime::default(),
         }
     }
@@ -197,6 +216,16 @@ pub(super) fn captured_size(tokens: u64, largest: u32) -> u64 {
     if tokens <= u64::from(largest) { size } else { tokens }
 }
 
+/// As [`captured_size`], of TensorRT-LLM's sizes with padding: 1, 2, 4, every 8 up to 128, then powers
+/// of two (`CudaGraphConfig`).
+pub(super) fn trtllm_size(requests: u64, largest: u32) -> u64 {
+    let size = match requests {
+        129.. => requests.next_power_of_two(),
+        _ => captured_size(requests, 128),
+    };
+    if size <= u64::from(largest) { size } else { requests }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -207,6 +236,8 @@ mod tests {
             [1, 2, 3, 5, 8, 9, 250, 257, 500, 512, 513, 600].map(|n| captured_size(n, 512)).into();
         assert_eq!(sizes, [1, 2, 4, 8, 8, 16, 256, 272, 512, 512, 513, 600]);
         assert_eq!(captured_size(3, 0), 3);
+        let sizes = [3, 17, 129, 600].map(|n| trtllm_size(n, 512));
+        assert_eq!(sizes, [4, 24, 256, 600]);
     }
 
     #[test]

@@ -198,13 +198,21 @@ impl SchedulerConfig {
 
     /// Rows that fill `batch` up to a captured graph.
     pub(super) fn padding(&self, batch: &Batch) -> u32 {
-        let largest = match self {
-            SchedulerConfig::VllmV1(c) => c.max_cudagraph_capture_size(),
-            SchedulerConfig::Sglang(c) if batch.shape.prefills.is_empty() => c.cuda_graph_max_bs,
-            _ => 0,
-        };
         let tokens = batch.shape.num_tokens();
-        (engines::captured_size(tokens, largest) - tokens) as u32
+        let decodes = batch.shape.prefills.is_empty();
+        let size = match self {
+            SchedulerConfig::VllmV1(c) if decodes || !c.cudagraphs_for_decodes_only => {
+                engines::captured_size(tokens, c.max_cudagraph_capture_size())
+            }
+            SchedulerConfig::Sglang(c) if decodes => {
+                engines::captured_size(tokens, c.cuda_graph_max_bs)
+            }
+            SchedulerConfig::Trtllm(c) if decodes && c.cuda_graph_padding => {
+                engines::trtllm_size(tokens, c.cuda_graph_max_batch_size)
+            }
+            _ => tokens,
+        };
+        (size - tokens) as u32
     }
 
     /// The KV cache of a replica, empty, as the engine keeps it.
@@ -276,6 +284,7 @@ impl SchedulerConfig {
                 max_seqs.saturating_mul(tokens)
             }
             // Decodes are not limited by the token budget.
+            SchedulerConfig::Sglang(c) if c.enable_mixed_chunk => tokens.saturating_add(max_seqs),
             _ => tokens.max(max_seqs),
         };
         BatchLimits { max_seqs, max_tokens }

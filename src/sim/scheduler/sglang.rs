@@ -11,7 +11,10 @@
 //! 3. Otherwise everybody decodes. When the cache runs short, the request with the shortest output
 //!    so far loses its cache and waits again, behind the others.
 //!
-//! Not modelled: mixed chunks (off by default), the radix tree's own order of eviction (blocks are
+//! With `enable_mixed_chunk`, step 1 holds a token of every running request too, which counts against
+//! its budgets.
+//!
+//! Not modelled: the radix tree's own order of eviction (blocks are
 //! given away as in vLLM), and the longest-prefix order of waiting requests (`fcfs` is the default).
 
 use super::door::Door;
@@ -37,6 +40,7 @@ pub(super) struct Sglang {
     max_running_requests: usize,
     chunk: u32,
     max_prefill_tokens: u32,
+    mixed: bool,
     running: Seats,
     door: Door,
     /// The running request whose prompt is cut.
@@ -57,6 +61,7 @@ impl Sglang {
             max_running_requests: config.max_running_requests as usize,
             chunk: config.chunked_prefill_size(),
             max_prefill_tokens: config.max_prefill_tokens,
+            mixed: config.enable_mixed_chunk,
             running: Seats::default(),
             door: Door::new(config.overlap_schedule),
             cut: None,
@@ -80,6 +85,12 @@ impl Sglang {
     fn prefill(&mut self, replica: &mut Replica<'_>, batch: &mut Batch, mut seen: usize) {
         let mut chunk = self.chunk;
         let mut input = self.max_prefill_tokens;
+        if self.mixed {
+            let resting = self.running.iter().filter(|s| !s.in_batch && Some(s.id) != self.cut);
+            let decodes = resting.count() as u32;
+            chunk = chunk.saturating_sub(decodes).max(1);
+            input = input.saturating_sub(decodes).max(1);
+        }
         if let Some((id, at)) = self.cut.and_then(|id| Some((id, self.seat_of(id)?))) {
             if self.running.get(at).is_some_and(|s| s.in_batch) {
                 // Its last piece is still in the pipeline.
@@ -199,6 +210,12 @@ impl Scheduler for Sglang {
         let seen = self.door.open();
         self.prefill(replica, batch, seen);
         if !batch.is_empty() {
+            if self.mixed {
+                let prompts = batch.len();
+                self.decode(replica, batch);
+                // In the order of the seats: the prompts are those admitted last.
+                batch.entries.rotate_left(prompts);
+            }
             return;
         }
         if !self.running.is_empty() {

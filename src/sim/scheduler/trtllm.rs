@@ -8,6 +8,9 @@
 //!    `max_num_tokens` goes: whole ones, or with `enable_chunked_prefill` pieces cut to whole blocks
 //!    (context chunking FIRST_COME_FIRST_SERVED). Decodes count against the same budget.
 //!
+//! 3. With `batch_wait_timeout_iters`, new prompts wait beside decodes until they fill the given share of
+//!    a step, or so many steps (`_waiting_requests` in `py_executor.py`).
+//!
 //! Outputs are taken to be as long as the request says, as in a benchmark that ignores end of
 //! sequence and states `max_tokens`. Not modelled: the one wasted token that the overlapping
 //! executor computes of a request that has just ended.
@@ -24,6 +27,8 @@ pub(super) struct Trtllm {
     door: Door,
     /// Blocks set aside for the requests that run.
     reserved: u32,
+    /// Steps for which prompts have waited for more of their kind.
+    waited: u32,
 }
 
 impl Trtllm {
@@ -33,6 +38,7 @@ impl Trtllm {
             running: Seats::default(),
             door: Door::new(config.overlap),
             reserved: 0,
+            waited: 0,
         }
     }
 
@@ -75,6 +81,29 @@ impl Trtllm {
                 self.running.board(at);
             }
         }
+    }
+
+    /// Step 3: whether the first `seen` requests that wait are to wait longer.
+    fn holds_back(&mut self, replica: &Replica<'_>, batch: &Batch, seen: usize) -> bool {
+        let c = self.config;
+        if c.batch_wait_timeout_iters == 0 || seen == 0 || batch.shape.num_decodes == 0 {
+            return false;
+        }
+        let enough = u64::from(c.max_num_tokens) * u64::from(c.batch_wait_max_tokens_percent) / 100;
+        let mut tokens = batch.shape.num_tokens();
+        for id in self.door.iter().take(seen) {
+            let prompt = u64::from(replica.requests[id.index()].prefill_target);
+            if tokens >= enough || tokens + prompt > u64::from(c.max_num_tokens) {
+                break;
+            }
+            tokens += prompt;
+        }
+        if self.waited < c.batch_wait_timeout_iters && tokens < enough {
+            self.waited += 1;
+            return true;
+        }
+        self.waited = 0;
+        false
     }
 
     fn admit(
@@ -120,6 +149,9 @@ impl Scheduler for Trtllm {
         let seen = self.door.open();
         let mut budget = self.config.max_num_tokens;
         self.run_running(replica, batch, &mut budget);
+        if self.holds_back(replica, batch, seen) {
+            return;
+        }
         self.admit(replica, batch, &mut budget, seen);
         if batch.is_empty() && self.running.is_empty() {
             let seen = self.door.look_again();
@@ -139,7 +171,8 @@ impl Scheduler for Trtllm {
     }
 
     fn repeats(&self) -> bool {
-        !self.door.has_unseen() && self.running.all_in_batch()
+        let holding_back = self.config.batch_wait_timeout_iters > 0 && self.door.len() > 0;
+        !holding_back && !self.door.has_unseen() && self.running.all_in_batch()
     }
 
     fn num_waiting(&self) -> usize {

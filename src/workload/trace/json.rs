@@ -71,7 +71,11 @@ fn offer(
         Shape::Conversations => sharegpt::lengths(fields)?,
         _ => (fields.prefill.count(layout.prefill)?, fields.decode.count(layout.decode)?),
     };
-    sink(layout, Row { time, prefill, decode })
+    let hashes = match need {
+        Need::Requests => fields.hashes.0.clone(),
+        Need::Lengths => Vec::new(),
+    };
+    sink(layout, Row { time, prefill, decode, hashes })
 }
 
 /// What is wrong with the text, and at which column of its line.
@@ -165,6 +169,21 @@ pub(super) struct Fields {
     pub(super) decode: Scalar,
     /// Of conversations.
     pub(super) turns: Option<Vec<Turn>>,
+    hashes: Hashes,
+}
+
+/// A list of whole numbers; anything else is no hashes.
+#[derive(Debug, Default)]
+struct Hashes(Vec<u64>);
+
+impl<'de> serde::Deserialize<'de> for Hashes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = Value::deserialize(deserializer)?;
+        let list = value.as_array().map_or(&[][..], Vec::as_slice);
+        let whole = |v: &Value| v.as_u64().or_else(|| v.as_i64().map(i64::cast_unsigned));
+        let hashes: Option<Vec<u64>> = list.iter().map(whole).collect();
+        Ok(Hashes(hashes.unwrap_or_default()))
+    }
 }
 
 /// Picks the fields of a layout out of an object.
@@ -193,6 +212,7 @@ impl<'de> Visitor<'de> for Pick {
                 Slot::Prefill => fields.prefill = map.next_value()?,
                 Slot::Decode => fields.decode = map.next_value()?,
                 Slot::Turns => fields.turns = map.next_value()?,
+                Slot::Hashes => fields.hashes = map.next_value()?,
                 Slot::Other => {
                     map.next_value::<IgnoredAny>()?;
                 }
@@ -207,6 +227,7 @@ enum Slot {
     Prefill,
     Decode,
     Turns,
+    Hashes,
     Other,
 }
 
@@ -234,6 +255,7 @@ impl Visitor<'_> for Key {
             _ if conversations && sharegpt::is_input(name) => Slot::Prefill,
             _ if conversations && sharegpt::is_output(name) => Slot::Decode,
             _ if self.0.time.is_some_and(|(time, _)| time == name) => Slot::Time,
+            _ if self.0.format.hashes().is_some_and(|(hashes, _)| hashes == name) => Slot::Hashes,
             _ if self.0.prefill == name => Slot::Prefill,
             _ if self.0.decode == name => Slot::Decode,
             _ => Slot::Other,

@@ -142,12 +142,26 @@ pub(super) enum Stamp {
 }
 
 /// One request, as the file says: counts may be zero.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Row {
     /// Zero where it was not asked for.
     pub(super) time: Stamp,
     pub(super) prefill: u32,
     pub(super) decode: u32,
+    /// Hashes of the prompt's beginning, see [`TraceFormat::hashes`].
+    pub(super) hashes: Vec<u64>,
+}
+
+impl TraceFormat {
+    /// The field that says which prompts begin alike, and the tokens that each of its hashes stands
+    /// for: each hash is of all tokens up to the end of its own.
+    pub(super) fn hashes(self) -> Option<(&'static str, u32)> {
+        match self {
+            TraceFormat::Mooncake => Some(("hash_ids", 512)),
+            TraceFormat::QwenBailian => Some(("hash_ids", 16)),
+            _ => None,
+        }
+    }
 }
 
 /// What is wanted of each row.

@@ -28,7 +28,7 @@ mod tests;
 
 pub use layout::TraceFormat;
 
-use super::{RequestSpec, Workload};
+use super::{Prefixes, RequestSpec, Workload};
 use crate::units::SimTime;
 use layout::{EXPECTED_TOKENS, Layout, Need, Row, Stamp, expected_time, wrong};
 use serde::{Deserialize, Serialize};
@@ -190,6 +190,8 @@ pub fn read_trace(config: &TraceConfig) -> Result<Workload, TraceError> {
     let limit = config.num_requests.map_or(usize::MAX, |n| n as usize);
     // Nanoseconds and tokens: times since 1970, or the bits of the final time.
     let mut rows: Vec<(i64, u32, u32)> = Vec::new();
+    // The hashes of each row, where the format has any.
+    let (mut hashes, mut tokens_per_hash): (Vec<Vec<u64>>, u32) = (Vec::new(), 1);
     let mut empties = Empties::new(config.empty);
     let (mut dropped, mut clipped, mut absolute) = (0_u64, 0_u64, false);
     let source = Source::open(&config.file)?;
@@ -236,6 +238,12 @@ pub fn read_trace(config: &TraceConfig) -> Result<Workload, TraceError> {
                 .cast_signed(),
         };
         rows.push((ns, prefill, decode));
+        if let Some((_, tokens)) = layout.format.hashes() {
+            tokens_per_hash = tokens;
+            // A prompt that was scaled is another prompt.
+            let whole = prefill == row.prefill;
+            hashes.push(if whole { row.hashes } else { Vec::new() });
+        }
         let full = rows.len() >= limit;
         Ok(if full { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     })?;
@@ -255,14 +263,21 @@ pub fn read_trace(config: &TraceConfig) -> Result<Workload, TraceError> {
         })
         .collect();
     let mut requests = requests.ok_or(TraceError::TooLate { value: config.time_scale })?;
+    let mut order: Vec<usize> = (0..requests.len()).collect();
     if !requests.is_sorted_by_key(|r| r.arrived_at) {
-        requests.sort_by_key(|r| r.arrived_at);
+        order.sort_by_key(|&i| requests[i].arrived_at);
+        requests = order.iter().map(|&i| requests[i]).collect();
+    }
+    let mut prefixes = Prefixes::default();
+    if hashes.iter().any(|h| !h.is_empty()) {
+        prefixes = Prefixes::new(tokens_per_hash);
+        order.iter().for_each(|&i| prefixes.push(&hashes[i]));
     }
     let mut notes = empties.notes(&file);
     note(&mut notes, &file, dropped, "longer than max_tokens left out");
     note(&mut notes, &file, clipped, "shortened to max_tokens");
     let description = format!("{} requests replayed from {file}", requests.len());
-    Ok(Workload { requests, description, notes, ..Workload::default() })
+    Ok(Workload { requests, description, notes, prefixes, ..Workload::default() })
 }
 
 /// Prompt and output tokens of each request in a file.

@@ -1,6 +1,5 @@
 //! Mooncake, JSON: `timestamp` (milliseconds from the trace's own zero), `input_length`,
-//! `output_length`. Its `hash_ids`, one per 512 tokens of the prompt, are passed over until the
-//! simulator shares prefixes.
+//! `output_length`, `hash_ids`: one per 512 tokens of the prompt, for prefix caching.
 
 use super::layout::{Clock, Layout, Shape, TraceFormat};
 
@@ -31,6 +30,17 @@ mod tests {
         assert_eq!(ns_and_tokens(&read_text(&array, |_| {}).unwrap()), expected);
         let first = read_text(&array, |c| c.num_requests = Some(1)).unwrap();
         assert_eq!(ns_and_tokens(&first), expected[..1]);
+    }
+
+    #[test]
+    fn hashes_stay_with_their_requests() {
+        let late_first = TWO.replace("27482", "40000");
+        let load = read_text(&late_first, |_| {}).unwrap();
+        assert_eq!((load.prefixes.of(0), load.prefixes.of(1)), (&[][..], &[46, 47][..]));
+        assert_eq!(load.prefixes.hash_before(1, 1024), Some(47));
+        // Half a prompt does not begin with the same blocks.
+        let scaled = read_text(TWO, |c| c.prefill_scale = 0.5).unwrap();
+        assert_eq!(scaled.prefixes.of(0), &[] as &[u64]);
     }
 
     #[test]

@@ -78,7 +78,7 @@ impl Columns {
             Some((_, clock)) => self::time(layout, clock, time)?,
         };
         let prefill = count(layout.prefill, prefill)?;
-        Ok(Row { time, prefill, decode: count(layout.decode, decode)? })
+        Ok(Row { time, prefill, decode: count(layout.decode, decode)?, hashes: Vec::new() })
     }
 }
 

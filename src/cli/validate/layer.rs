@@ -1,7 +1,7 @@
-//! `vidur validate`: does the prediction come true?
+//! `vidur validate layer`: whole layers on this machine against the sum of their predicted operators.
 
-use super::Failure;
-use super::table::{number, text};
+use crate::cli::Failure;
+use crate::cli::table::{number, text};
 use crate::cost::{BatchShape, CostModel, PrefillChunk};
 use crate::dataset::location::ProfileRoot;
 use crate::ids::StageId;
@@ -14,26 +14,11 @@ use crate::spec::device::DeviceSku;
 use crate::spec::model::ModelSpec;
 use crate::spec::parallel::Parallelism;
 use crate::stats;
-use clap::Subcommand;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Compare predictions with what really runs.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    #[command(subcommand)]
-    what: What,
-}
-
-#[derive(Debug, Subcommand)]
-enum What {
-    /// Run whole decoder layers on this machine, at shapes that were not profiled, and compare them
-    /// with the sum of their predicted operators.
-    Layer(LayerArgs),
-}
-
-#[derive(Debug, clap::Args)]
-struct LayerArgs {
     /// Model that was profiled on this machine
     #[arg(long, value_name = "ORG/MODEL")]
     model: String,
@@ -61,12 +46,6 @@ struct Case {
     /// Half the distance between the quartiles of the samples, as a share of their median.
     noise: f64,
     predicted: f64,
-}
-
-pub fn run(args: Args) -> Result<(), Failure> {
-    match args.what {
-        What::Layer(args) => layer(&args),
-    }
 }
 
 /// Batches whose shapes are on none of the profiler's grids: prompts, decodes and both together.
@@ -107,11 +86,11 @@ fn batches(max_context: u64) -> Vec<LayerBatch> {
     batches
 }
 
-fn layer(args: &LayerArgs) -> Result<(), Failure> {
+pub fn run(args: &Args) -> Result<(), Failure> {
     let host = Host::detect();
     let mut backend = CpuBackend::new(&host, args.threads, 42).map_err(Failure::user)?;
     let sku = args.sku.clone().unwrap_or_else(|| host.sku(backend.device().threads));
-    let catalog = super::devices::open(args.data_dir.as_deref())?;
+    let catalog = crate::cli::devices::open(args.data_dir.as_deref())?;
     let model = catalog.model(&args.model).map_err(Failure::user)?;
     let root =
         lookup::profile_root(args.profiling_dir.as_deref(), &sku, &model).map_err(Failure::user)?;
@@ -143,10 +122,10 @@ fn layer(args: &LayerArgs) -> Result<(), Failure> {
         let predicted = ms(&*two) - ms(&*one);
         cases.push(Case { batch, measured, noise, predicted });
     }
-    super::table::print(&table(&cases))?;
+    crate::cli::table::print(&table(&cases))?;
     let errors: Vec<f64> = cases.iter().map(|c| stats::ape(c.measured, c.predicted)).collect();
     let worst = errors.iter().copied().fold(0.0, f64::max);
-    super::table::print(&format!(
+    crate::cli::table::print(&format!(
         "\nmedian error {:.1} %, mean {:.1} %, worst {:.1} % over {} batches of {} on {}\n",
         100.0 * stats::median(&errors).unwrap_or(f64::NAN),
         100.0 * stats::mean(&errors).unwrap_or(f64::NAN),
@@ -218,5 +197,5 @@ fn table(cases: &[Case]) -> String {
             ]
         })
         .collect();
-    super::table::render(&columns, &rows, super::table::window_width())
+    crate::cli::table::render(&columns, &rows, crate::cli::table::window_width())
 }

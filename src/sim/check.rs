@@ -1,0 +1,103 @@
+//! What can be told before anything runs: requests that could never finish.
+
+use super::engine::SimConfig;
+use super::scheduler::SchedulerConfig;
+use crate::ids::RequestId;
+use crate::workload::Workload;
+
+/// Why a configuration cannot serve a workload.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SimError {
+    /// One request needs more KV cache than a replica has.
+    #[error(
+        "request {id} has {tokens} tokens and needs {needed} KV blocks of {block_size} tokens, but a \
+         replica has {capacity} with {watermark} kept free: it could never finish; use a shorter \
+         maximum length, more memory per replica (tensor_parallel, another device) or a smaller model"
+    )]
+    RequestTooLong {
+        /// Which.
+        id: RequestId,
+        /// Prompt and output.
+        tokens: u32,
+        /// Blocks that they fill.
+        needed: u32,
+        /// Tokens per block.
+        block_size: u32,
+        /// Blocks of a replica.
+        capacity: u32,
+        /// Blocks kept free at admission.
+        watermark: u32,
+    },
+    /// One request is longer than the scheduler can ever run.
+    #[error(
+        "request {id} has {tokens} tokens, prompt and output together, more than {setting} {limit}: \
+         it could never finish; raise the setting or shorten the requests"
+    )]
+    RequestOverLimit {
+        /// Which.
+        id: RequestId,
+        /// Prompt and output.
+        tokens: u32,
+        /// The setting that bounds them.
+        setting: String,
+        /// Its value.
+        limit: u32,
+    },
+    /// One prompt is longer than the scheduler can ever run.
+    #[error(
+        "request {id} has a prompt of {tokens} tokens, more than {setting} {limit}, and prompts are \
+         not cut: it could never start; raise the setting, or turn chunked prefill on"
+    )]
+    PromptOverLimit {
+        /// Which.
+        id: RequestId,
+        /// Tokens of its prompt.
+        tokens: u32,
+        /// The setting that bounds them.
+        setting: String,
+        /// Its value.
+        limit: u32,
+    },
+    /// Nothing can happen any more and requests are left. A defect of a scheduler.
+    #[error("the simulation is stuck with {left} requests unfinished; please report this")]
+    Stuck {
+        /// Requests unfinished.
+        left: usize,
+    },
+}
+
+/// Refuses requests that no replica could ever finish.
+pub(super) fn check_lengths(config: &SimConfig, workload: &Workload) -> Result<(), SimError> {
+    let longest = config.scheduler.longest_request();
+    let longest_prompt = config.scheduler.longest_prompt();
+    let reserved = match &config.scheduler {
+        SchedulerConfig::Orca(c) | SchedulerConfig::FasterTransformer(c) => c.max_request_tokens,
+        _ => 0,
+    };
+    for (i, r) in workload.requests.iter().enumerate() {
+        let id = RequestId(i as u32);
+        let tokens = r.prefill_tokens.saturating_add(r.decode_tokens);
+        if let Some((setting, limit)) = longest.as_ref().filter(|l| tokens > l.1) {
+            let (setting, limit) = (setting.clone(), *limit);
+            return Err(SimError::RequestOverLimit { id, tokens, setting, limit });
+        }
+        let prompt = r.prefill_tokens;
+        if let Some((setting, limit)) = longest_prompt.as_ref().filter(|l| prompt > l.1) {
+            let (setting, limit) = (setting.clone(), *limit);
+            return Err(SimError::PromptOverLimit { id, tokens: prompt, setting, limit });
+        }
+        let needed = tokens.max(reserved).div_ceil(config.block_size);
+        let watermark = config.watermark_blocks.max(1);
+        if needed.saturating_add(watermark) > config.kv_blocks {
+            return Err(SimError::RequestTooLong {
+                id,
+                tokens: tokens.max(reserved),
+                needed,
+                block_size: config.block_size,
+                capacity: config.kv_blocks,
+                watermark,
+            });
+        }
+    }
+    Ok(())
+}
