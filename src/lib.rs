@@ -10,6 +10,7 @@ pub mod capacity;
 pub mod cli;
 pub mod cost;
 pub mod dataset;
+pub mod explain;
 pub mod ids;
 pub mod metrics;
 pub mod predictor;

@@ -4,9 +4,11 @@
 mod bench;
 mod capacity;
 mod devices;
+mod explain;
 mod fit;
 mod models;
 mod profile;
+mod report;
 mod simulate;
 mod table;
 mod validate;
@@ -36,6 +38,10 @@ enum Command {
     Simulate(simulate::Args),
     /// Find the cheapest configuration that keeps its objectives.
     Capacity(capacity::Args),
+    /// Say where each millisecond of a run went, and which change would help most.
+    Explain(explain::Args),
+    /// Write a run, or the answers of a plan, as one HTML file.
+    Report(report::Args),
     /// Compare predictions with what really runs.
     Validate(validate::Args),
     /// Time the simulator itself.
@@ -74,6 +80,8 @@ pub fn run() -> ExitCode {
         Command::Fit(args) => fit::run(args),
         Command::Simulate(args) => simulate::run(args),
         Command::Capacity(args) => capacity::run(args),
+        Command::Explain(args) => explain::run(args),
+        Command::Report(args) => report::run(args),
         Command::Validate(args) => validate::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Models(args) => models::run(args),

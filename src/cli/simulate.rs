@@ -190,7 +190,7 @@ pub(super) fn read(path: &Path, expected: &str) -> Result<String, Failure> {
     std::fs::read_to_string(path).map_err(|e| failed(&e))
 }
 
-fn headline(run: &Run) -> String {
+pub fn headline(run: &Run) -> String {
     let c = &run.config.cluster;
     let parts = [
         (c.num_replicas, format!("{} replicas", c.num_replicas)),

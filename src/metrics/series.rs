@@ -55,6 +55,11 @@ impl Series {
         self.end_ns = to;
     }
 
+    /// Where the last level ended, seconds.
+    pub fn end_s(&self) -> f64 {
+        self.end_ns as f64 * 1e-9
+    }
+
     /// The intervals, the last one as long as it lasted.
     pub fn points(&self) -> impl Iterator<Item = Point> + '_ {
         self.points.iter().enumerate().filter_map(|(at, (area, max))| {

@@ -4,6 +4,7 @@ pub mod batch_csv;
 pub mod cdf_svg;
 pub mod chrome_trace;
 pub mod fit_svg;
+pub mod html;
 pub mod plots;
 pub mod request_csv;
 pub mod run_dir;

@@ -214,7 +214,7 @@ impl Run {
     }
 
     /// How each replica is spread over devices.
-    fn parallelism(&self) -> Parallelism {
+    pub fn parallelism(&self) -> Parallelism {
         let cluster = &self.config.cluster;
         Parallelism {
             tensor_parallel: cluster.tensor_parallel,
@@ -223,7 +223,7 @@ impl Run {
     }
 
     /// The number format that the model runs in.
-    fn dtype(&self) -> Dtype {
+    pub fn dtype(&self) -> Dtype {
         self.device.compute_dtype(self.model.dtype)
     }
 

@@ -63,6 +63,22 @@ pub enum ArrivalConfig {
 }
 
 impl ArrivalConfig {
+    /// Multiplies the rate by `factor`, or for clients their number. Arrivals without a rate stay.
+    pub fn scale_rate(&mut self, factor: f64) {
+        match self {
+            ArrivalConfig::Poisson { requests_per_s, .. }
+            | ArrivalConfig::Gamma { requests_per_s, .. }
+            | ArrivalConfig::FixedRate { requests_per_s }
+            | ArrivalConfig::Trace { requests_per_s: Some(requests_per_s), .. } => {
+                *requests_per_s *= factor;
+            }
+            ArrivalConfig::ClosedLoop { concurrency, .. } => {
+                *concurrency = (f64::from(*concurrency) * factor).round() as u32;
+            }
+            ArrivalConfig::AllAtOnce {} | ArrivalConfig::Trace { requests_per_s: None, .. } => {}
+        }
+    }
+
     fn rate(&self) -> Option<f64> {
         match *self {
             ArrivalConfig::Poisson { requests_per_s, .. }

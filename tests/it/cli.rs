@@ -1,6 +1,7 @@
 //! The program as a user runs it: output, errors, exit codes. Snapshots hold what people read.
 
 use assert_cmd::Command;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -48,6 +49,70 @@ fn the_first_command_prints_the_same_table_every_time() {
     let readme = fs::read_to_string("README.md").unwrap();
     assert!(readme.contains(&first), "the README shows another table than this:\n{first}");
     insta::assert_snapshot!("first_command", first);
+}
+
+#[test]
+fn explain_shows_where_the_time_went_and_what_would_help() {
+    let dir = tempfile::tempdir().unwrap();
+    let small = "workload.synthetic.num_requests=100";
+    let (code, stdout, stderr) = vidur_in(
+        dir.path(),
+        &["simulate", "--set", small, "--set", "cluster.num_replicas=2", "--output-dir", "run"],
+    );
+    assert_eq!(code, 0, "{stdout}{stderr}");
+    let (code, stdout, stderr) = vidur_in(dir.path(), &["explain", "run"]);
+    insta::assert_snapshot!("explain", format!("exit {code}\n{stdout}---\n{stderr}"));
+    let (_, json, _) = vidur_in(dir.path(), &["explain", "run", "--json", "--no-changes"]);
+    let value: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let summary = fs::read_to_string(dir.path().join("run/summary.json")).unwrap();
+    let summary: serde_json::Value = serde_json::from_str(&summary).unwrap();
+    for (part, latency) in [("ttft", "ttft_ms"), ("tpot", "tpot_ms"), ("e2e", "e2e_ms")] {
+        let explained = value["explanation"][part]["total_ms"].as_f64().unwrap();
+        let measured = summary["summary"]["latency"][latency]["mean"].as_f64().unwrap();
+        assert!((explained / measured - 1.0).abs() < 1e-9, "{part}: {explained} {measured}");
+    }
+    // A run that cannot be repeated as it was.
+    let path = dir.path().join("run/config.yml");
+    let config = fs::read_to_string(&path).unwrap().replace("seed: 42", "seed: 43");
+    fs::write(&path, config).unwrap();
+    let (code, _, stderr) = vidur_in(dir.path(), &["explain", "run", "--no-changes"]);
+    assert_eq!(code, 0);
+    assert!(stderr.contains("have changed since"), "{stderr}");
+}
+
+/// What a run left in `dir`, by file name.
+fn files_of(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let entry = |e: std::io::Result<fs::DirEntry>| {
+        let e = e.unwrap();
+        (e.file_name().into_string().unwrap(), fs::read(e.path()).unwrap())
+    };
+    fs::read_dir(dir).unwrap().map(entry).collect()
+}
+
+#[test]
+fn a_run_gives_the_same_bytes_on_any_number_of_threads() {
+    let dir = tempfile::tempdir().unwrap();
+    for predictor in ["interpolate: {}", "forest: {}"] {
+        let run = |threads: &str, out: &str| {
+            Command::cargo_bin("vidur")
+                .unwrap()
+                .current_dir(dir.path())
+                .env("RAYON_NUM_THREADS", threads)
+                .args(["simulate", "--no-cache", "--output-dir", out])
+                .args(["--set", &format!("predictor={{{predictor}}}")])
+                .args(["--set", "workload.synthetic.num_requests=100"])
+                .args(["--set", "cluster.num_replicas=3"])
+                .assert()
+                .success();
+            let files = files_of(&dir.path().join(out));
+            fs::remove_dir_all(dir.path().join(out)).unwrap();
+            files
+        };
+        let one = run("1", "run");
+        assert!(one.contains_key("summary.json") && one.contains_key("chrome_trace.json"));
+        assert_eq!(one, run("2", "run"), "{predictor}");
+        assert_eq!(one, run("4", "run"), "{predictor}");
+    }
 }
 
 #[test]

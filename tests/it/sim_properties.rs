@@ -92,7 +92,7 @@ fn routers() -> impl Strategy<Value = RouterConfig> {
 }
 
 /// Small caches, so that preemption happens; arrivals in bursts, so that ties happen.
-fn configs() -> impl Strategy<Value = (SimConfig, u32)> {
+pub fn configs() -> impl Strategy<Value = (SimConfig, u32)> {
     (schedulers(), routers(), 1u32..4, 1u32..4, 20u32..80, 1u32..20, 0u32..3, any::<bool>())
         .prop_map(
             |(
@@ -125,7 +125,7 @@ fn configs() -> impl Strategy<Value = (SimConfig, u32)> {
         )
 }
 
-fn workloads() -> impl Strategy<Value = Workload> {
+pub fn workloads() -> impl Strategy<Value = Workload> {
     let clients = prop::option::weighted(0.3, (1u32..12, 0u64..20));
     let rows = prop::collection::vec((0u64..30, 1u32..150, 1u32..150), 1..60);
     let front_end = prop::option::weighted(0.2, 0u64..3);
