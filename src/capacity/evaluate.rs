@@ -10,7 +10,6 @@ use crate::sim::{self, Silent, SimError};
 use crate::workload::RateTemplate;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::ops::Range;
 
 /// Requests of the run that tells about where to search, all of them at once.
 const GUESS_REQUESTS: usize = 400;
@@ -24,6 +23,21 @@ const DOWN: f64 = 5000.0;
 const UP: f64 = 64.0;
 /// Rates up to this factor above the one that is found have failed.
 const AHEAD: f64 = 1.06;
+
+/// The warm-up is at least so many times as long as a request is under way: an engine that starts empty
+/// is full only after that.
+const WARMUP_LIFETIMES: f64 = 2.0;
+
+/// `percent` of `n`, cut.
+fn share(n: usize, percent: f64) -> usize {
+    (n as f64 * percent / 100.0).floor() as usize
+}
+
+/// Requests that arrive at a rate while a mean request is under way `lifetimes` times over.
+pub fn in_flight(requests_per_s: f64, at: &Measure, lifetimes: f64) -> usize {
+    let seconds = at.e2e_ms.map_or(0.0, |d| d.mean * 1e-3);
+    (lifetimes * requests_per_s * seconds).ceil() as usize
+}
 
 /// What a configuration comes to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -48,6 +62,10 @@ pub struct Capacity {
     pub at: Measure,
     /// Simulations that it took.
     pub runs: u32,
+    /// Requests of the runs that decided.
+    pub requests: usize,
+    /// The first of these, which did not count.
+    pub warmup_requests: usize,
 }
 
 /// Not even the lowest rate keeps the objectives.
@@ -114,15 +132,9 @@ pub struct Subject<'a> {
 }
 
 impl Subject<'_> {
-    /// Requests that count, of `n`.
-    fn counted(&self, n: usize) -> Range<usize> {
-        if self.rule.vidur {
-            return 0..n;
-        }
-        let share = |percent: f64| (n as f64 * percent / 100.0).floor() as usize;
-        let (first, after) =
-            (share(self.search.warmup_percent), share(self.search.cooldown_percent));
-        first..(n - after).max(first + 1).min(n)
+    /// Requests at the beginning of a run of `n` that do not count, by their share.
+    fn warmup(&self, n: usize) -> usize {
+        if self.rule.vidur { 0 } else { share(n, self.search.warmup_percent) }
     }
 
     /// Simulates the first `n` requests at a rate; with `stops_early` only until the answer is certain.
@@ -130,11 +142,28 @@ impl Subject<'_> {
     /// # Errors
     /// When the configuration cannot serve these requests.
     pub fn probe(&self, rate: f64, n: usize, stops_early: bool) -> Result<(Probe, f64), String> {
+        self.probe_after(self.warmup(n), rate, n, stops_early)
+    }
+
+    /// As [`Subject::probe`], the first `warmup` requests not counted. Also gives the seconds from the
+    /// first arrival to the end.
+    ///
+    /// # Errors
+    /// When the configuration cannot serve these requests.
+    pub fn probe_after(
+        &self,
+        warmup: usize,
+        rate: f64,
+        n: usize,
+        stops_early: bool,
+    ) -> Result<(Probe, f64), String> {
         let workload = self.template.at(rate, n).map_err(|e| e.to_string())?;
+        let n = workload.requests.len();
+        let after = if self.rule.vidur { 0 } else { share(n, self.search.cooldown_percent) };
         let mut probe = Probe::new(
             self.rule,
             &workload,
-            self.counted(workload.requests.len()),
+            warmup.min(n.saturating_sub(1))..(n - after).max(warmup + 1).min(n),
             self.run.sim.num_replicas,
             self.search.precision_percent / 100.0,
             stops_early,
@@ -182,12 +211,15 @@ impl Subject<'_> {
     /// Searches the highest rate that keeps the objectives.
     ///
     /// First with an eighth of the requests, to learn about where it lies; then with all of them, from
-    /// there. What is returned was decided by runs with all requests.
+    /// there; and again with a longer warm-up where that was too short for the engine to fill. What is
+    /// returned was decided by runs with all requests.
     ///
     /// # Errors
     /// When the configuration cannot serve these requests at all.
     pub fn evaluate(&self) -> Result<Evaluated, String> {
-        let n = self.template.base().requests.len();
+        let drawn = self.template.base().requests.len();
+        let mut n = drawn.min(self.search.requests as usize);
+        let mut warmup = self.warmup(n);
         let grid = Grid::new(self.search.precision_percent);
         let mut start = grid.place(self.guess()?);
         let range = (start - grid.steps(DOWN), start + grid.steps(UP));
@@ -204,12 +236,38 @@ impl Subject<'_> {
                 Highest::AtLeast(place) | Highest::None(place) => (place, step),
             };
         }
+        loop {
+            let Some((place, capacity)) = self.around(start, step, range, (warmup, n))? else {
+                return Ok(Evaluated::NoRate(self.missed(grid.rate(range.0), n)?));
+            };
+            runs += capacity.runs;
+            let wanted = in_flight(capacity.requests_per_s, &capacity.at, WARMUP_LIFETIMES);
+            let longest = drawn.saturating_sub(n - warmup);
+            if warmup == 0 || wanted <= warmup || longest <= warmup {
+                return Ok(Evaluated::Capacity(Capacity { runs, ..capacity }));
+            }
+            // As many requests count as before, after a warm-up with something to spare.
+            let more = (wanted + wanted / 4).min(longest);
+            n += more - warmup;
+            (warmup, start, step) = (more, place, 1);
+        }
+    }
+
+    /// The highest rate near `start`, decided by runs of `n` requests after a warm-up; and its place.
+    fn around(
+        &self,
+        start: i32,
+        step: i32,
+        range: (i32, i32),
+        (warmup, n): (usize, usize),
+    ) -> Result<Option<(i32, Capacity)>, String> {
+        let grid = Grid::new(self.search.precision_percent);
+        let mut runs = 0;
         let mut best: Option<(i32, Probe, f64)> = None;
         let mut broken: BTreeMap<i32, Broken> = BTreeMap::new();
-        let ahead = grid.steps(AHEAD);
-        let found = highest(start, step, ahead, range, |place| {
+        let found = highest(start, step, grid.steps(AHEAD), range, |place| {
             runs += 1;
-            let (probe, seconds) = self.probe(grid.rate(place), n, true)?;
+            let (probe, seconds) = self.probe_after(warmup, grid.rate(place), n, true)?;
             match probe.verdict() {
                 None => {
                     if best.as_ref().is_none_or(|b| b.0 < place) {
@@ -225,10 +283,10 @@ impl Subject<'_> {
         })?;
         let (Some((place, probe, seconds)), Highest::At(_) | Highest::AtLeast(_)) = (best, found)
         else {
-            return Ok(Evaluated::NoRate(self.missed(grid.rate(range.0), n)?));
+            return Ok(None);
         };
         let failing = broken.split_off(&place).into_iter().next();
-        Ok(Evaluated::Capacity(Capacity {
+        let capacity = Capacity {
             requests_per_s: grid.rate(place),
             fails_at: failing.as_ref().map(|f| grid.rate(f.0)),
             limited_by: failing.map(|(_, why)| match why {
@@ -237,7 +295,10 @@ impl Subject<'_> {
             }),
             at: self.measure(&probe, seconds),
             runs,
-        }))
+            requests: n,
+            warmup_requests: warmup,
+        };
+        Ok(Some((place, capacity)))
     }
 
     /// What is missed at a rate.

@@ -5,12 +5,11 @@
 //! and of sizes around it, serve the workload, and the smallest that keeps the objectives counts.
 
 use super::answer::Group;
-use super::evaluate::Measure;
+use super::evaluate::{Measure, in_flight};
 use super::plan::Fleet;
 use super::pricing::Offer;
 use super::row::Row;
 use super::search::{Highest, highest};
-use super::space::Candidate;
 use super::study::{Study, Task};
 use crate::run::RunConfig;
 use rayon::prelude::*;
@@ -18,6 +17,8 @@ use serde::{Deserialize, Serialize};
 
 /// Fleets that are tried at most: those of the configurations that look cheapest by their capacity.
 const MOST_TRIED: usize = 12;
+/// The warm-up is so many times as long as a request is under way.
+const WARMUP_LIFETIMES: f64 = 2.0;
 /// And none that look this many times more expensive than the cheapest.
 const MOST_EXPENSIVE: f64 = 1.5;
 
@@ -90,6 +91,7 @@ pub fn fleets(
     let rule = &study.rules[first.rule].1;
     let natural = study.subject(&first_run, rule)?.template.natural_rate();
     let rate = settings.requests_per_s.unwrap_or(natural);
+    let requests = first_run.workload.requests.len();
     let by_capacity = |row: &Row| {
         let each = row.requests_per_s.unwrap_or(f64::INFINITY) / f64::from(row.replicas);
         ((rate / each).ceil().max(1.0)) as u32
@@ -112,7 +114,9 @@ pub fn fleets(
         .with_max_len(1)
         .map(|(task, row)| {
             let start = by_capacity(row);
-            let found = smallest(study, &task.candidate, task.rule, settings, rate, start)?;
+            let warmup = row.at.as_ref().map_or(0, |at| in_flight(rate, at, WARMUP_LIFETIMES));
+            let most = settings.max_replicas;
+            let found = smallest(study, task, rate, (start, most), (warmup, requests))?;
             let replicas = found.as_ref().map(|f| f.0);
             let each = row.devices / row.replicas;
             Ok(FleetRow {
@@ -134,31 +138,34 @@ pub fn fleets(
         workload: group.workload.clone(),
         slo: group.slo.clone(),
         requests_per_s: rate,
-        requests: u32::try_from(first_run.workload.requests.len()).unwrap_or(u32::MAX),
+        requests: u32::try_from(requests).unwrap_or(u32::MAX),
         tried,
     }))
 }
 
-/// The fewest replicas of `candidate` that keep the objectives at `rate`, looked for from `start`.
+/// The fewest replicas of a configuration that keep the objectives at `rate`, looked for from `start`, up
+/// to `most`. `counted` requests follow after a warm-up, as far as the workload has them.
 fn smallest(
     study: &Study<'_>,
-    candidate: &Candidate,
-    rule: usize,
-    settings: Fleet,
+    task: &Task,
     rate: f64,
-    start: u32,
+    (start, most): (u32, u32),
+    (warmup, counted): (usize, usize),
 ) -> Result<Option<(u32, Measure)>, String> {
+    let rule = &study.rules[task.rule].1;
+    let drawn = u32::try_from(counted + warmup).unwrap_or(u32::MAX);
     let mut best: Option<(u32, Measure)> = None;
-    let most = i32::try_from(settings.max_replicas.max(1)).unwrap_or(i32::MAX);
+    let most = i32::try_from(most.max(1)).unwrap_or(i32::MAX);
     let start = i32::try_from(start).unwrap_or(most);
     let found = highest(-start, 1, 1, (-most, -1), |place| {
         let replicas = place.unsigned_abs();
-        let mut fleet = candidate.clone();
+        let mut fleet = task.candidate.clone();
         fleet.config.cluster.num_replicas = replicas;
-        let run = study.run_of(&fleet, settings.requests)?;
-        let subject = study.subject(&run, &study.rules[rule].1)?;
+        let run = study.run_of(&fleet, Some(drawn))?;
+        let subject = study.subject(&run, rule)?;
         let n = subject.template.base().requests.len();
-        let (probe, seconds) = subject.probe(rate, n, true)?;
+        let warmup = if rule.vidur { 0 } else { warmup.min(n / 2) };
+        let (probe, seconds) = subject.probe_after(warmup, rate, n, true)?;
         let passes = probe.verdict().is_none();
         if passes && best.as_ref().is_none_or(|b| b.0 > replicas) {
             best = Some((replicas, subject.measure(&probe, seconds)));

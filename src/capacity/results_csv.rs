@@ -32,7 +32,7 @@ macro_rules! at {
 }
 
 /// Every column, in order; `docs/capacity.md` says what they mean.
-const COLUMNS: [(&str, Cell); 55] = [
+const COLUMNS: [(&str, Cell); 57] = [
     ("id", |r| r.id.to_string()),
     ("rank", |r| text(&r.rank)),
     ("workload", |r| r.workload.clone()),
@@ -53,6 +53,8 @@ const COLUMNS: [(&str, Cell); 55] = [
     ("requests_per_s", |r| number(r.requests_per_s)),
     ("fails_at_requests_per_s", |r| number(r.fails_at)),
     ("limited_by", |r| text(&r.limited_by)),
+    ("requests", |r| text(&r.requests)),
+    ("warmup_requests", |r| text(&r.warmup_requests)),
     ("requests_per_s_per_device", |r| number(r.requests_per_s_per_device)),
     ("output_tokens_per_s", |r| number(r.output_tokens_per_s)),
     ("input_tokens_per_s", |r| number(r.input_tokens_per_s)),

@@ -85,6 +85,10 @@ pub struct Row {
     pub fails_at: Option<f64>,
     /// What fails there.
     pub limited_by: Option<String>,
+    /// Requests of the runs that decided.
+    pub requests: Option<usize>,
+    /// The first of these, which did not count.
+    pub warmup_requests: Option<usize>,
     /// Requests per second and device.
     pub requests_per_s_per_device: Option<f64>,
     /// Output tokens per second.
@@ -144,6 +148,8 @@ impl Row {
             requests_per_s: None,
             fails_at: None,
             limited_by: None,
+            requests: None,
+            warmup_requests: None,
             requests_per_s_per_device: None,
             output_tokens_per_s: None,
             input_tokens_per_s: None,
@@ -190,6 +196,8 @@ impl Row {
                 self.status = Status::Ok;
                 self.requests_per_s = Some(rate);
                 self.fails_at = capacity.fails_at;
+                self.requests = Some(capacity.requests);
+                self.warmup_requests = Some(capacity.warmup_requests);
                 self.limited_by = capacity.limited_by;
                 self.requests_per_s_per_device = Some(rate / f64::from(self.devices));
                 self.output_tokens_per_s = Some(rate * capacity.at.output_tokens);

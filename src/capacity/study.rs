@@ -15,6 +15,9 @@ use rayon::prelude::*;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+/// Requests are drawn so many times over: warm-ups may get longer than their share.
+const DRAWN: u32 = 4;
+
 /// A plan with everything that it needs.
 pub struct Study<'a> {
     /// The plan.
@@ -132,7 +135,7 @@ impl<'a> Study<'a> {
             Ok(row) => row,
             Err(excluded) => return *excluded,
         };
-        let run = match self.run_of(candidate, Some(self.plan.search.requests)) {
+        let run = match self.run_of(candidate, Some(self.drawn())) {
             Ok(run) => run,
             Err(reason) => return row.excluded(cause_of(&reason), reason),
         };
@@ -192,20 +195,26 @@ impl<'a> Study<'a> {
             .map_err(|e| e.to_string())
     }
 
-    /// The config that simulates a configuration as it was searched, at a rate.
+    /// Requests that are drawn for a search: more than it needs, for longer warm-ups.
+    pub fn drawn(&self) -> u32 {
+        self.plan.search.requests.saturating_mul(DRAWN)
+    }
+
+    /// The config that simulates a configuration as it was searched, at a rate, with so many requests.
     ///
     /// # Errors
     /// The first thing that does not hold.
     pub fn config_at(
         &self,
-        candidate: &Candidate,
-        rule: usize,
+        task: &Task,
         requests_per_s: f64,
+        requests: usize,
     ) -> Result<RunConfig, String> {
-        let run = self.run_of(candidate, Some(self.plan.search.requests))?;
-        let (_, rule) = &self.rules[rule];
+        let run = self.run_of(&task.candidate, Some(self.drawn()))?;
+        let (_, rule) = &self.rules[task.rule];
         let workload = self.subject(&run, rule)?.template.config_at(requests_per_s);
-        Ok(RunConfig { workload, ..run.config })
+        let requests = u32::try_from(requests).unwrap_or(u32::MAX);
+        Ok(RunConfig { workload: workload.with_requests(requests), ..run.config })
     }
 
     /// Checks what can be told without simulating, and adds price and power. The error is the row of an

@@ -39,12 +39,12 @@ enum Command {
     Fit(fit::Args),
     /// Simulate serving and report latency and throughput.
     Simulate(simulate::Args),
+    /// Find the cheapest configuration that keeps its objectives.
+    Capacity(capacity::Args),
     /// Say where each millisecond of a run went, and which change would help most.
     Explain(explain::Args),
     /// Write a run, or the answers of a plan, as one HTML file.
     Report(report::Args),
-    /// Find the cheapest configuration that keeps its objectives.
-    Capacity(capacity::Args),
     /// Compare predictions with what really runs.
     Validate(validate::Args),
     /// Time the simulator itself.

@@ -1,7 +1,7 @@
 //! The search against exhaustive search, and its early answers against those of whole runs.
 
 use proptest::prelude::*;
-use vidur::capacity::{Broken, Evaluated, Grid, Key, Plan, ResultCache, Study, Task, rank};
+use vidur::capacity::{Broken, Evaluated, Grid, Key, Plan, ResultCache, Row, Study, Task, rank};
 use vidur::predictor::TableCache;
 use vidur::spec::catalog::Catalog;
 
@@ -63,14 +63,15 @@ fn study(catalog: &Catalog, plan: Plan) -> Study<'_> {
 }
 
 /// The highest rate of the grid that passes, found by running every rate to its end.
-fn exhaustive(study: &Study<'_>, task: &Task, around: f64) -> Option<f64> {
-    let run = study.run_of(&task.candidate, Some(study.plan.search.requests)).ok()?;
+fn exhaustive(study: &Study<'_>, task: &Task, row: &Row) -> Option<f64> {
+    let run = study.run_of(&task.candidate, Some(study.drawn())).ok()?;
     let subject = study.subject(&run, &study.rules[task.rule].1).unwrap();
     let grid = Grid::new(study.plan.search.precision_percent);
-    let n = run.workload.requests.len();
+    let (n, warmup, around) = (row.requests?, row.warmup_requests?, row.requests_per_s?);
     let places = grid.place(around / 8.0)..=grid.place(around * 4.0);
-    let passes =
-        |place: &i32| subject.probe(grid.rate(*place), n, false).unwrap().0.verdict().is_none();
+    let passes = |place: &i32| {
+        subject.probe_after(warmup, grid.rate(*place), n, false).unwrap().0.verdict().is_none()
+    };
     places.rev().find(passes).map(|place| grid.rate(place))
 }
 
@@ -89,7 +90,7 @@ fn the_choice_is_that_of_exhaustive_search() {
         let mut other = rows.clone();
         for ((task, row), found) in tasks.iter().zip(&mut other).zip(&rows) {
             let Some(rate) = found.requests_per_s else { continue };
-            let exact = exhaustive(&study, task, rate).expect("some rate passes");
+            let exact = exhaustive(&study, task, found).expect("some rate passes");
             rates += 1;
             equal += usize::from(exact == rate);
             let share = exact / rate;

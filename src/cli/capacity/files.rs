@@ -84,10 +84,9 @@ fn best(dir: &RunDir, results: &Results<'_>, group: &Group, name: &str) -> Resul
     let best = results.tasks.iter().zip(results.rows).find(|(_, row)| {
         row.rank == Some(1) && (&row.workload, &row.slo) == (&group.workload, &group.slo)
     });
-    let Some((task, rate)) = best.and_then(|(t, r)| Some((t, r.requests_per_s?))) else {
-        return Ok(());
-    };
-    let config = results.study.config_at(&task.candidate, task.rule, rate).map_err(failed)?;
+    let found = best.and_then(|(t, r)| Some((t, r.requests_per_s?, r.requests?)));
+    let Some((task, rate, requests)) = found else { return Ok(()) };
+    let config = results.study.config_at(task, rate, requests).map_err(failed)?;
     yaml(dir, &format!("{name}.yml"), &config)
 }
 
