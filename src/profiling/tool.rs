@@ -79,6 +79,39 @@ impl Tools {
     }
 }
 
+impl Tools {
+    /// Runs `name`, which need not end by itself, until it prints a line that `take` makes something
+    /// of; then it is killed.
+    ///
+    /// # Errors
+    /// [`ToolError::Late`] when no such line comes within `limit`, or before the tool's end.
+    pub fn watch<T>(
+        &self,
+        name: &str,
+        limit: Duration,
+        take: impl Fn(&str) -> Option<T>,
+    ) -> Result<T, ToolError> {
+        let mut command = Command::new(self.find(name).ok_or(ToolError::Absent)?);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn().map_err(ToolError::Start)?;
+        let (end, pipe) = (Instant::now() + limit, drain(child.stdout.take()));
+        let mut bytes: Vec<u8> = Vec::new();
+        let mut taken = None;
+        while taken.is_none()
+            && let Ok(piece) = pipe.recv_timeout(end.saturating_duration_since(Instant::now()))
+        {
+            bytes.extend(piece);
+            while let (None, Some(at)) = (&taken, bytes.iter().position(|&b| b == b'\n')) {
+                let line: Vec<u8> = bytes.drain(..=at).collect();
+                taken = take(&String::from_utf8_lossy(&line));
+            }
+        }
+        let _ = child.kill();
+        let _ = child.wait();
+        taken.ok_or(ToolError::Late(limit))
+    }
+}
+
 /// Runs `command` to its end, or kills it at the deadline.
 ///
 /// # Errors
