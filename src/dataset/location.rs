@@ -146,6 +146,14 @@ impl ProfileFile {
         ProfileFile { name: name.into(), bytes: Cow::Owned(bytes.into()), manifest: None }
     }
 
+    /// Operators that the profile has no column for because another one does their work, and which,
+    /// as its manifest says.
+    pub fn fused(&self) -> BTreeMap<String, String> {
+        let stated = self.manifest.as_ref().and_then(|m| m.get("fused")).and_then(Value::as_object);
+        let words = stated.into_iter().flatten();
+        words.filter_map(|(op, by)| Some((op.clone(), by.as_str()?.to_owned()))).collect()
+    }
+
     /// SHA-256 of the contents, in hexadecimal.
     pub fn sha256(&self) -> String {
         Sha256::digest(&self.bytes).iter().fold(String::with_capacity(64), |mut text, byte| {

@@ -2,6 +2,7 @@
 //! The schema is microsoft/vidur's, so its public profiles are read as they are; `docs/data-format.md`
 //! states it for people.
 
+pub mod attention;
 pub mod cpu;
 pub mod graph;
 pub mod journal;

@@ -115,6 +115,10 @@ impl Run {
         let dtype = device.compute_dtype(model.dtype);
         let (kv, num_blocks) = size_kv(&config, &model, &device, parallel, dtype, limits)?;
 
+        let network = match &config.cluster.network_device {
+            None if parallel.num_devices() > 1 => lookup::wiring(&device, catalog)?,
+            stated => stated.clone(),
+        };
         let workload = config.workload.build(config.seed).map_err(plain)?;
         check_context(&workload, &model)?;
         let (cost, provenance) = predictor::build(
@@ -123,7 +127,7 @@ impl Run {
                 root: &root,
                 model: &model,
                 device: &device,
-                network_device: cluster.network_device.as_deref(),
+                network_device: network.as_deref(),
                 parallel,
             },
             Limits { max_batch_tokens: limits.max_tokens, max_batch_size: limits.max_seqs },
