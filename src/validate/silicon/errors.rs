@@ -28,7 +28,7 @@ pub struct Errors {
 
 impl Errors {
     /// Of pairs of a row and what was predicted of it.
-    pub fn of<'a>(pairs: impl Iterator<Item = (&'a Row, &'a Result<Times, String>)>) -> Errors {
+    pub fn of<'a>(pairs: impl Iterator<Item = Pair<'a>>) -> Errors {
         let mut errors = Errors::default();
         let (mut tpot, mut ttft) = (Vec::new(), Vec::new());
         for (row, predicted) in pairs {
@@ -54,13 +54,16 @@ impl Errors {
     }
 }
 
+/// A row and what was predicted of it.
+type Pair<'a> = (&'a Row, &'a Result<Times, String>);
+
 /// Errors by group, groups in the order of their names.
 pub fn by<'a, K: Ord>(
     rows: &'a [Row],
     predicted: &[&'a Result<Times, String>],
     group: impl Fn(&Row) -> K,
 ) -> BTreeMap<K, Errors> {
-    let mut groups: BTreeMap<K, Vec<(&Row, &Result<Times, String>)>> = BTreeMap::new();
+    let mut groups: BTreeMap<K, Vec<Pair<'_>>> = BTreeMap::new();
     for (row, times) in rows.iter().zip(predicted) {
         groups.entry(group(row)).or_default().push((row, times));
     }
