@@ -6,6 +6,7 @@ mod capacity;
 mod devices;
 mod explain;
 mod fit;
+mod import;
 mod models;
 mod profile;
 mod report;
@@ -32,6 +33,8 @@ struct Cli {
 enum Command {
     /// Time the operators of a model on this machine and store them as CSV.
     Profile(profile::Args),
+    /// Turn timings that others published into profiles.
+    Import(import::Args),
     /// Fit predictors to profiles and report their held-out error.
     Fit(fit::Args),
     /// Simulate serving and report latency and throughput.
@@ -77,6 +80,7 @@ impl Failure {
 pub fn run() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Profile(args) => profile::run(args),
+        Command::Import(args) => import::run(args),
         Command::Fit(args) => fit::run(args),
         Command::Simulate(args) => simulate::run(args),
         Command::Capacity(args) => capacity::run(args),

@@ -1,7 +1,10 @@
 //! `vidur profile`: time the operators of models on this machine.
 
+mod all;
 mod collectives;
+mod cpu_overhead;
 mod device;
+mod graph;
 mod progress;
 mod summary;
 
@@ -10,7 +13,7 @@ use crate::dataset::write::{ProfileFiles, TableKind, write_atomically};
 use crate::profiling::backend::{Backend, Effort, Peaks, Shape, Shard};
 use crate::profiling::host::Host;
 use crate::profiling::plan::{self, Grid, Limits};
-use crate::profiling::runner::{self, Job};
+use crate::profiling::runner::{self, Job, Outcome};
 use crate::spec::device::DeviceSku;
 use crate::spec::model::ModelSpec;
 use crate::spec::parallel::Parallelism;
@@ -33,8 +36,14 @@ enum What {
     Mlp(MlpArgs),
     /// Time attention and the write to the KV cache, for prompts and for decoding.
     Attention(AttentionArgs),
+    /// Measure everything that this machine can, and say what is missing to simulate it.
+    All(all::Args),
+    /// Time whole graphs, as devices that compile them run them: a graph per bucket.
+    Graph(graph::Args),
     /// Time what devices do together (all-reduce, send and receive), or read what others timed.
     Collectives(collectives::Args),
+    /// Time what an engine does on the host between the device's steps, by driving it.
+    CpuOverhead(cpu_overhead::Args),
 }
 
 #[derive(Debug, clap::Args)]
@@ -133,11 +142,26 @@ pub fn run(args: Args) -> Result<(), Failure> {
             let limits = Limits { max_tokens: 1, max_batch_size, max_context };
             profile(TableKind::Attention, &args.common, limits)
         }
+        What::All(args) => all::run(&args),
+        What::Graph(args) => graph::run(&args),
         What::Collectives(args) => collectives::run(&args),
+        What::CpuOverhead(args) => cpu_overhead::run(&args),
     }
 }
 
 fn profile(kind: TableKind, args: &Common, limits: Limits) -> Result<(), Failure> {
+    measure(kind, args, limits, &mut |job, outcome| {
+        super::table::print(&summary::outcome(job, outcome))
+    })
+}
+
+/// Measures every model and tells `done` about each.
+fn measure(
+    kind: TableKind,
+    args: &Common,
+    limits: Limits,
+    done: &mut dyn FnMut(&Job, &Outcome) -> Result<(), Failure>,
+) -> Result<(), Failure> {
     let models = resolve_models(args)?;
     let host = Host::detect();
     let device::Chosen { mut backend, sku } =
@@ -164,8 +188,10 @@ fn profile(kind: TableKind, args: &Common, limits: Limits) -> Result<(), Failure
         let outcome = runner::run(job, backend.as_mut(), peaks, &|| begin.elapsed(), &mut reporter)
             .map_err(Failure::user)?;
         drop(reporter);
-        write_device(job, backend.as_ref(), peaks)?;
-        super::table::print(&summary::outcome(job, &outcome))?;
+        if super::devices::open(args.data_dir.as_deref())?.device(&job.sku).is_err() {
+            write_device(job, backend.as_ref(), peaks)?;
+        }
+        done(job, &outcome)?;
     }
     Ok(())
 }
@@ -270,6 +296,9 @@ fn write_device(job: &Job, backend: &dyn Backend, peaks: Peaks) -> Result<(), Fa
     let device = backend.device();
     let date = humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string();
     let day = date.split('T').next().unwrap_or_default();
+    let gpu = device.backend == "torch-cuda";
+    let (memory, n) =
+        if gpu { ("as torch reports it", 8192) } else { ("/proc/meminfo of the machine", 1024) };
     let with = format!("{} threads, {}", device.threads, device.kernels.join(", "));
     let sku = DeviceSku {
         name: job.sku.clone(),
@@ -282,12 +311,12 @@ fn write_device(job: &Job, backend: &dyn Backend, peaks: Peaks) -> Result<(), Fa
         link_bytes_per_s: None,
         power_w: None,
         sources: vec![
-            format!("memory: /proc/meminfo of the machine, {day}"),
+            format!("memory: {memory}, {day}"),
             format!(
                 "memory bandwidth: measured {day}, best copy between buffers larger than the caches, \
                  bytes read plus bytes written; {with}"
             ),
-            format!("peak: measured {day}, best product of two 1024 x 1024 matrices; {with}"),
+            format!("peak: measured {day}, best product of two {n} x {n} matrices; {with}"),
         ],
     };
     let text = serde_saphyr::to_string(&sku).map_err(Failure::internal)?;

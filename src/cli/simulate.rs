@@ -211,6 +211,9 @@ pub fn headline(run: &Run) -> String {
 /// What a reader must know before believing the figures.
 fn caveats(run: &Run, summary: &Summary) -> String {
     let mut out = format!("{:<12} {}\n", "step times", run.provenance.description);
+    for line in run.provenance.imported() {
+        out.push_str(&format!("{:<12} {line}\n", ""));
+    }
     if let PredictorConfig::Roofline(settings) = &run.config.predictor {
         out.push_str(&format!("{:<12} {settings}\n", ""));
     } else if summary.extrapolated_percent > 0.0 {

@@ -98,6 +98,18 @@ pub enum LocateError {
     },
 }
 
+/// Checks that `name` can be the folder of a device or a wiring.
+///
+/// # Errors
+/// One line that says what was expected.
+pub fn folder_name(name: &str) -> Result<(), String> {
+    let parts: Vec<_> = Path::new(name).components().collect();
+    match parts.as_slice() {
+        [std::path::Component::Normal(part)] if **part == *name => Ok(()),
+        _ => Err(format!("`{name}` cannot name a folder; give a plain name such as h100_dgx")),
+    }
+}
+
 impl ProfileKind {
     /// File names, the one that we write first.
     const fn file_names(self) -> &'static [&'static str] {
@@ -132,6 +144,14 @@ impl ProfileFile {
     /// A profile that is already in memory, without a manifest.
     pub fn from_bytes(name: impl Into<String>, bytes: impl Into<Vec<u8>>) -> ProfileFile {
         ProfileFile { name: name.into(), bytes: Cow::Owned(bytes.into()), manifest: None }
+    }
+
+    /// Operators that the profile has no column for because another one does their work, and which,
+    /// as its manifest says.
+    pub fn fused(&self) -> BTreeMap<String, String> {
+        let stated = self.manifest.as_ref().and_then(|m| m.get("fused")).and_then(Value::as_object);
+        let words = stated.into_iter().flatten();
+        words.filter_map(|(op, by)| Some((op.clone(), by.as_str()?.to_owned()))).collect()
     }
 
     /// SHA-256 of the contents, in hexadecimal.

@@ -2,7 +2,9 @@
 //! The schema is microsoft/vidur's, so its public profiles are read as they are; `docs/data-format.md`
 //! states it for people.
 
+pub mod attention;
 pub mod cpu;
+pub mod graph;
 pub mod journal;
 pub mod location;
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Profiles as samples per operator: which rows count for a model, and what each row measures.
 
+use super::attention::{MixedAttention, PromptBatch, Shape};
 use super::cpu::read_cpu_overheads;
 use super::location::{LocateError, ProfileFile, ProfileKind, ProfileRoot};
 use super::schema::{ATTENTION_OPS, time_column};
@@ -45,17 +46,6 @@ pub struct OpSamples {
     pub points: Vec<Sample>,
 }
 
-/// Several prompts of one length on empty caches, processed together.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct PromptBatch {
-    /// Prompts, at least 2.
-    pub prompts: u64,
-    /// Tokens of each.
-    pub tokens: u64,
-    /// Median time of attention in milliseconds.
-    pub ms: f64,
-}
-
 /// A file that samples were taken from.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SourceFile {
@@ -75,6 +65,8 @@ pub struct ProfileSet {
     pub ops: Vec<OpSamples>,
     /// Attention of several prompts at a time, where it was measured.
     pub prompt_batches: Vec<PromptBatch>,
+    /// Attention of prompts and decoding sequences in one kernel, where it was measured.
+    pub mixed_attention: Vec<MixedAttention>,
     /// Whether the times of the all-reduce hold what launching it costs; `None` when nothing says so.
     pub all_reduce_launch_included: Option<bool>,
     /// Operators that the profiles have no column for.
@@ -202,7 +194,7 @@ impl Request<'_> {
     /// # Errors
     /// When the file cannot be used; the message names line and column.
     pub fn read_mlp(&self, file: &ProfileFile, set: &mut ProfileSet) -> Result<(), ReadError> {
-        let (table, fused) = (Table::parse(file)?, fused(file));
+        let (table, fused) = (Table::parse(file)?, file.fused());
         let model = self.model;
         let counts = [
             ("n_head", model.num_attention_heads),
@@ -239,7 +231,7 @@ impl Request<'_> {
         file: &ProfileFile,
         set: &mut ProfileSet,
     ) -> Result<(), ReadError> {
-        let (table, fused) = (Table::parse(file)?, fused(file));
+        let (table, fused) = (Table::parse(file)?, file.fused());
         let model = self.model;
         let counts = [
             ("n_embd", model.hidden_size),
@@ -255,18 +247,14 @@ impl Request<'_> {
         let batch = table.column("batch_size", "attention.csv")?;
         let chunk = table.column("prefill_chunk_size", "attention.csv")?;
         let kv = table.column("kv_cache_size", "attention.csv")?;
-        let mut prompt_batches = Vec::new();
-        let time = table.optional(&time_column(Op::AttnPrefill, "median"));
-        if let Some(time) = time.filter(|_| self.ops.contains(&Op::AttnPrefill)) {
-            for row in &rows {
-                let (prompts, tokens) = (table.count(row, batch)?, table.count(row, chunk)?);
-                if prompts > 1 && tokens > 0 && table.count(row, kv)? == 0 {
-                    let ms = table.time(row, time)?;
-                    prompt_batches.extend(ms.map(|ms| PromptBatch { prompts, tokens, ms }));
-                }
-            }
+        let shape = Shape { batch, chunk, kv };
+        if self.ops.contains(&Op::AttnPrefill) {
+            set.prompt_batches = shape.several_prompts(&table, &rows)?;
         }
-        set.prompt_batches = prompt_batches;
+        if self.ops.contains(&Op::AttnDecode) {
+            set.mixed_attention = shape.mixed(&table, &rows)?;
+        }
+        rows = shape.one_kind(&table, rows)?;
         for &op in self.ops.iter().filter(|op| ATTENTION_OPS.contains(op)) {
             self.collect(&table, op, &rows, &fused, set, |row| {
                 let (batch, chunk) = (table.count(row, batch)?, table.count(row, chunk)?);
@@ -298,7 +286,7 @@ impl Request<'_> {
         file: &ProfileFile,
         set: &mut ProfileSet,
     ) -> Result<(), ReadError> {
-        let (table, fused) = (Table::parse(file)?, fused(file));
+        let (table, fused) = (Table::parse(file)?, file.fused());
         let workers = table.column("num_workers", op.name())?;
         let size = table.column("size", op.name())?;
         let group = if op == Op::AllReduce { self.parallel.tensor_parallel } else { 2 };
@@ -387,7 +375,7 @@ impl Request<'_> {
         table: &Table<'_>,
         op: Op,
         rows: &[&'t ByteRecord],
-        fused: &Fused,
+        fused: &BTreeMap<String, String>,
         set: &mut ProfileSet,
         input: impl Fn(&'t ByteRecord) -> Result<Option<OpInput>, ReadError>,
     ) -> Result<(), ReadError> {
@@ -440,17 +428,12 @@ impl Request<'_> {
     }
 }
 
-/// Operators that another one does the work of, and which: the profile has no column for them.
-type Fused = BTreeMap<String, String>;
-
-/// What the manifest beside `file` says is part of other operators.
-fn fused(file: &ProfileFile) -> Fused {
-    let stated = file.manifest.as_ref().and_then(|m| m.get("fused")).and_then(|f| f.as_object());
-    let words = stated
-        .into_iter()
-        .flatten()
-        .filter_map(|(op, by)| by.as_str().map(|by| (op.clone(), by.to_owned())));
-    words.collect()
+/// Rows of a profile.
+///
+/// # Errors
+/// When it is no CSV file, or rows have unlike numbers of cells.
+pub fn count_rows(file: &ProfileFile) -> Result<usize, ReadError> {
+    Table::parse(file).map(|table| table.rows.len())
 }
 
 /// Whether an operator's times are in mlp.csv.

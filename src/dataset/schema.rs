@@ -30,6 +30,10 @@ pub const MLP_OPS: [Op; 12] = [
 /// Operators that attention.csv times, in column order.
 pub const ATTENTION_OPS: [Op; 3] = [Op::AttnKvCacheSave, Op::AttnPrefill, Op::AttnDecode];
 
+/// Time of a prompt chunk and decoding sequences in one attention kernel: rows of attention.csv with
+/// `decode_batch_size` above 0 beside the chunk, `decode_kv_cache_size` tokens in the cache of each.
+pub const ATTENTION_MIXED: &str = "time_stats.attn_mixed.median";
+
 /// Columns of mlp.csv that say what was measured, after the times. `num_tokens` is the number of
 /// rows that every operator processed, the LM head included.
 pub const MLP_KEYS: [&str; 8] = [

@@ -1,6 +1,7 @@
 //! From profiles to the time of a step: one [`PredictorConfig`] and a set of profiles become a
 //! [`StageCost`], which the simulator asks through [`crate::cost::CostModel`].
 
+pub mod beside;
 pub mod cache;
 #[cfg(test)]
 mod cache_tests;
@@ -41,6 +42,7 @@ use crate::spec::device::DeviceSku;
 use crate::spec::model::ModelSpec;
 use crate::spec::ops::{LayerSum, Op, OpInput, stage_ops};
 use crate::spec::parallel::Parallelism;
+use beside::BesidePrompts;
 use cache::Key;
 use data_sheet::DataSheet;
 use forest::Forest;
@@ -209,6 +211,11 @@ fn per_operator(
         all_reduce_launch_ms: settings.all_reduce_launch(profiles.all_reduce_launch_included),
         host_stages: settings.cpu_overhead_stages,
         prompt_gain: PromptGain::new(&profiles.prompt_batches, &models),
+        beside_prompts: BesidePrompts::new(
+            &profiles.mixed_attention,
+            &models,
+            Roofline::new(Op::AttnDecode, &context),
+        ),
         limits,
     };
     Ok(StageCost::new(models, system.model, system.parallel, stage_settings))

@@ -8,7 +8,7 @@
 //! 16 % for 4 of 2048.
 
 use super::{OpModels, Prediction};
-use crate::dataset::read::PromptBatch;
+use crate::dataset::attention::PromptBatch;
 use crate::spec::ops::{Op, OpInput};
 use std::collections::BTreeMap;
 

@@ -79,6 +79,27 @@ pub fn measured(samples: &OpSamples) -> (usize, Vec<MeasuredRange>) {
 }
 
 impl Provenance {
+    /// Whose timings the profiles hold where they are imported: engine, system and package, once each.
+    pub fn imported(&self) -> Vec<String> {
+        let mut lines: Vec<String> = Vec::new();
+        for manifest in self.sources.iter().filter_map(|source| source.manifest.as_ref()) {
+            let word = |v: &serde_json::Value| v.as_str().map(str::to_owned);
+            let Some(package) = word(&manifest["origin"]["source"]) else { continue };
+            let parts = ["engine", "engine_version"].map(|key| word(&manifest[key]));
+            let engine = parts.into_iter().flatten().collect::<Vec<_>>().join(" ");
+            let system = word(&manifest["system"]).map(|s| format!(" on {s}")).unwrap_or_default();
+            // `aiconfigurator-core (PyPI)` → `aiconfigurator-core`.
+            let package = package.split(" (").next().unwrap_or_default();
+            let version = word(&manifest["origin"]["version"]).map(|v| format!(" {v}"));
+            let line =
+                format!("{engine}{system}, timed by {package}{}", version.unwrap_or_default());
+            if !lines.contains(&line) {
+                lines.push(line);
+            }
+        }
+        lines
+    }
+
     /// The record of given tables.
     pub fn of_tables(settings: &super::TableSettings) -> Provenance {
         Provenance {

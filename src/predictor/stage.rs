@@ -7,6 +7,7 @@
 //! 2²¹ ms are exact in 64-bit floats in any order, so that the table and
 //! [`CostModel::stage_breakdown`] agree to the nanosecond.
 
+use super::beside::BesidePrompts;
 use super::config::{AttentionBatchingOverhead, HostStages, Limits};
 use super::prompts::PromptGain;
 use super::window::equivalent_chunk;
@@ -30,6 +31,7 @@ pub struct StageCost {
     all_reduce_launch_ms: f64,
     host_stages: HostStages,
     prompt_gain: Option<PromptGain>,
+    beside_prompts: Option<BesidePrompts>,
     /// Factors on attention over several sequences; 1 for models without grouped queries.
     prefill_factor: f64,
     decode_factor: f64,
@@ -60,6 +62,8 @@ pub struct StageSettings {
     pub host_stages: HostStages,
     /// What several prompts at a time save, where that was measured.
     pub prompt_gain: Option<PromptGain>,
+    /// Decoding sequences in one kernel with prompts, where that was measured.
+    pub beside_prompts: Option<BesidePrompts>,
     /// Largest batch for which times are worked out beforehand.
     pub limits: Limits,
 }
@@ -73,6 +77,7 @@ impl StageSettings {
             all_reduce_launch_ms: 0.0,
             host_stages: HostStages::First,
             prompt_gain: None,
+            beside_prompts: None,
             limits,
         }
     }
@@ -107,6 +112,7 @@ impl StageCost {
             all_reduce_launch_ms: settings.all_reduce_launch_ms,
             host_stages: settings.host_stages,
             prompt_gain: settings.prompt_gain,
+            beside_prompts: settings.beside_prompts,
             prefill_factor: factor(settings.attention_batching_overhead.prefill),
             decode_factor: factor(settings.attention_batching_overhead.decode),
         };
@@ -179,7 +185,12 @@ impl StageCost {
             let kv = batch.decode_kv_tokens as f64 / n as f64;
             let kv = o.window.map_or(kv, |w| kv.min(f64::from(w)));
             let factor = if n > 1 { self.decode_factor } else { 1.0 };
-            (self.predict(o.op, OpInput::Decode { batch: n, kv }), factor)
+            let input = OpInput::Decode { batch: n, kv };
+            let p = match &self.beside_prompts {
+                Some(beside) if !batch.prefills.is_empty() => beside.predict(input),
+                _ => self.predict(o.op, input),
+            };
+            (p, factor)
         } else {
             let several = batch.prefills.len() > 1;
             let factor = if several { self.prefill_factor } else { 1.0 };

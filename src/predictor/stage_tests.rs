@@ -20,6 +20,7 @@ fn settings(layer_sum: LayerSum) -> StageSettings {
         all_reduce_launch_ms: 0.02,
         host_stages: HostStages::First,
         prompt_gain: None,
+        beside_prompts: None,
         limits: LIMITS,
     }
 }

@@ -6,7 +6,9 @@
 pub mod backend;
 mod budget;
 pub mod compute;
+pub mod cpu_overhead;
 pub mod detect;
+pub mod graph;
 pub mod host;
 pub mod import;
 pub mod network;

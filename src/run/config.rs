@@ -3,7 +3,7 @@
 
 use crate::metrics::{MetricsConfig, Slo};
 use crate::predictor::PredictorConfig;
-use crate::sim::{RouterConfig, SchedulerConfig};
+use crate::sim::{RouterConfig, SchedulerConfig, VllmV1Config};
 use crate::workload::{ArrivalConfig, LengthConfig, SyntheticConfig, TokenRange, WorkloadConfig};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -46,8 +46,8 @@ pub struct RunConfig {
 pub struct ClusterConfig {
     /// Device SKU (`vidur devices` lists them), the folder of the compute profiles.
     pub sku: String,
-    /// How the devices of a node are wired, the folder of the network profiles; needed with
-    /// tensor or pipeline parallelism.
+    /// How the devices of a node are wired, the folder of the network profiles. When absent and the
+    /// model is spread over devices: as in the largest node of the catalogue that has the device.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network_device: Option<String>,
     /// Devices that share each layer.
@@ -113,18 +113,18 @@ pub struct VidurMemoryPlanner {
 impl Default for RunConfig {
     fn default() -> Self {
         RunConfig {
-            model: "Qwen/Qwen3-0.6B".into(),
+            model: "meta-llama/Llama-3.1-8B".into(),
             cluster: ClusterConfig::default(),
             kv_cache: KvCacheConfig::default(),
-            scheduler: SchedulerConfig::default(),
+            scheduler: SchedulerConfig::VllmV1(VllmV1Config::default()),
             profiling_dir: None,
             predictor: PredictorConfig::default(),
             workload: WorkloadConfig::Synthetic(SyntheticConfig {
                 num_requests: 500,
-                arrivals: ArrivalConfig::Poisson { requests_per_s: 0.1, cap_gaps: false },
+                arrivals: ArrivalConfig::Poisson { requests_per_s: 10.0, cap_gaps: false },
                 lengths: LengthConfig::Uniform {
-                    prefill_tokens: TokenRange { min: 32, max: 512 },
-                    decode_tokens: TokenRange { min: 16, max: 128 },
+                    prefill_tokens: TokenRange { min: 128, max: 2048 },
+                    decode_tokens: TokenRange { min: 64, max: 512 },
                 },
             }),
             seed: 42,
@@ -138,7 +138,7 @@ impl Default for RunConfig {
 impl Default for ClusterConfig {
     fn default() -> Self {
         ClusterConfig {
-            sku: "cpu-intel-xeon-2c".into(),
+            sku: "h100_sxm".into(),
             network_device: None,
             tensor_parallel: 1,
             pipeline_parallel: 1,

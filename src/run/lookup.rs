@@ -54,3 +54,15 @@ pub fn device(sku: &str, catalog: &Catalog, root: &ProfileRoot) -> Result<Device
     }
     catalog.device(sku).map_err(at(field))
 }
+
+/// How the devices of the largest node of the catalogue with `device` are wired; of several, the first
+/// by name. `None` where no node has it.
+///
+/// # Errors
+/// When a file of the catalogue is broken.
+pub fn wiring(device: &DeviceSku, catalog: &Catalog) -> Result<Option<String>, ResolveError> {
+    let nodes = catalog.nodes().map_err(at("cluster.network_device"))?;
+    let mut nodes: Vec<_> = nodes.into_iter().filter(|node| node.device == device.name).collect();
+    nodes.sort_by(|a, b| b.num_devices.cmp(&a.num_devices).then(a.name.cmp(&b.name)));
+    Ok(nodes.into_iter().find_map(|node| node.network_device))
+}

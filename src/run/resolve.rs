@@ -130,6 +130,10 @@ impl Run {
         let dtype = device.compute_dtype(model.dtype);
         let (kv, num_blocks) = size_kv(&config, &model, &device, parallel, dtype, limits)?;
 
+        let network = match &config.cluster.network_device {
+            None if parallel.num_devices() > 1 => lookup::wiring(&device, catalog)?,
+            stated => stated.clone(),
+        };
         let workload = match pool {
             Some(pool) => {
                 let shared = pool.workload(&config.workload, config.seed).map_err(plain)?;
@@ -142,7 +146,7 @@ impl Run {
             root: &root,
             model: &model,
             device: &device,
-            network_device: cluster.network_device.as_deref(),
+            network_device: network.as_deref(),
             parallel,
         };
         let bounds =

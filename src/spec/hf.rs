@@ -9,6 +9,7 @@ mod fields;
 mod tests;
 
 use super::model::{Activation, Dtype, LayerLayout, ModelSpec, Norm, SlidingWindow};
+use super::precision::{InputScales, Quantization, WeightFormat};
 use architecture::Architecture;
 use fields::Fields;
 use serde_json::Value;
@@ -116,7 +117,7 @@ fn from_value(value: &Value, name: &str, source: &str) -> Result<ModelSpec, HfEr
         partial_rotary_factor: partial_rotary_factor(arch, fields)?,
         sliding_window: sliding_window(arch, fields)?,
         dtype: dtype(fields)?,
-        quantization: None,
+        quantization: quantization(fields)?,
     };
     spec.check().map_err(HfError::Invalid)?;
     Ok(spec)
@@ -272,6 +273,28 @@ fn sliding_window(
 }
 
 /// Type that an engine serves the weights in: 32-bit checkpoints are loaded in 16 bits.
+/// What `quantization_config` states: 8-bit floats as Qwen and DeepSeek write it (`quant_method: fp8`).
+fn quantization(fields: Fields<'_>) -> Result<Option<Quantization>, HfError> {
+    let Some(stated) = fields.object("quantization_config")? else { return Ok(None) };
+    let method = stated.text("quant_method")?.unwrap_or("none");
+    if method != "fp8" {
+        return Err(HfError::Unsupported {
+            what: format!("`quantization_config` with quant_method `{method}`"),
+            reason: "only fp8 is understood, so take the config.json of the unquantised model and add \
+                     `quantization` to the file that becomes of it",
+        });
+    }
+    let blocks = stated.get("weight_block_size").is_some();
+    Ok(Some(Quantization {
+        weights: if blocks { WeightFormat::Fp8Block } else { WeightFormat::Fp8 },
+        input_scales: match stated.text("activation_scheme")? {
+            Some("static") => InputScales::Static,
+            _ => InputScales::Dynamic,
+        },
+        kv_cache: None,
+    }))
+}
+
 fn dtype(fields: Fields<'_>) -> Result<Dtype, HfError> {
     let stated = fields.text("torch_dtype")?.or(fields.text("dtype")?).unwrap_or("bfloat16");
     match stated.strip_prefix("torch.").unwrap_or(stated) {

@@ -18,6 +18,9 @@ fn vidur_in(dir: &Path, args: &[&str]) -> (i32, String, String) {
     (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
 }
 
+/// Qwen3-0.6B on the CPU whose profile is built in.
+const CPU: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/cpu_qwen3.yml");
+
 fn vidur(args: &[&str]) -> (i32, String, String) {
     vidur_in(tempfile::tempdir().unwrap().path(), args)
 }
@@ -57,7 +60,17 @@ fn explain_shows_where_the_time_went_and_what_would_help() {
     let small = "workload.synthetic.num_requests=100";
     let (code, stdout, stderr) = vidur_in(
         dir.path(),
-        &["simulate", "--set", small, "--set", "cluster.num_replicas=2", "--output-dir", "run"],
+        &[
+            "simulate",
+            "--config",
+            CPU,
+            "--set",
+            small,
+            "--set",
+            "cluster.num_replicas=2",
+            "--output-dir",
+            "run",
+        ],
     );
     assert_eq!(code, 0, "{stdout}{stderr}");
     let (code, stdout, stderr) = vidur_in(dir.path(), &["explain", "run"]);
@@ -98,7 +111,7 @@ fn a_run_gives_the_same_bytes_on_any_number_of_threads() {
                 .unwrap()
                 .current_dir(dir.path())
                 .env("RAYON_NUM_THREADS", threads)
-                .args(["simulate", "--no-cache", "--output-dir", out])
+                .args(["simulate", "--config", CPU, "--no-cache", "--output-dir", out])
                 .args(["--set", &format!("predictor={{{predictor}}}")])
                 .args(["--set", "workload.synthetic.num_requests=100"])
                 .args(["--set", "cluster.num_replicas=3"])
@@ -145,6 +158,62 @@ fn a_run_writes_its_files_and_the_config_it_wrote_gives_the_same_bytes_again() {
 }
 
 #[test]
+fn the_cpu_profile_is_built_in_too() {
+    let (code, table, stderr) = vidur(&["simulate", "--no-output", "--config", CPU]);
+    assert_eq!(code, 0, "{stderr}");
+    insta::assert_snapshot!("cpu_example", table);
+}
+
+#[test]
+fn tensor_parallel_llamas_run_from_the_built_in_timings_without_naming_the_wiring() {
+    for (model, tensor_parallel) in
+        [("meta-llama/Llama-3.1-8B", 2), ("meta-llama/Llama-3.1-70B", 8)]
+    {
+        let degree = format!("cluster.tensor_parallel={tensor_parallel}");
+        let small = "workload.synthetic.num_requests=20";
+        let args = ["simulate", "--no-output", "--model", model, "--set", &degree, "--set", small];
+        let (code, table, stderr) = vidur(&args);
+        assert_eq!(code, 0, "{stderr}");
+        assert!(
+            table.starts_with(&format!("{model} on h100_sxm (TP {tensor_parallel})")),
+            "{table}"
+        );
+    }
+}
+
+#[test]
+fn profiles_in_vidurs_format_are_imported_and_not_replaced_unless_forced() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/data/profiling");
+    let import = ["import", "vidur", source, "-o", "mine"];
+    let (code, table, stderr) = vidur_in(dir.path(), &import);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(table.contains("compute/cpu-intel-xeon-2c/Qwen/Qwen3-0.6B/mlp"), "{table}");
+    let same = fs::read(Path::new(source).join("network/h100_dgx/all_reduce.csv")).unwrap();
+    assert_eq!(fs::read(dir.path().join("mine/network/h100_dgx/all_reduce.csv")).unwrap(), same);
+    let error = refused(dir.path(), &import);
+    assert!(error.contains("exists; give another --output-dir, or --force"), "{error}");
+    let mut forced = import.to_vec();
+    forced.push("--force");
+    assert_eq!(vidur_in(dir.path(), &forced).0, 0);
+}
+
+#[test]
+fn imports_that_cannot_be_are_answered_in_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("no.whl"), "not a zip file").unwrap();
+    let aic = ["import", "aiconfigurator", "--from", "no.whl", "--models"];
+    let error = refused(dir.path(), &[&aic[..], &["meta-llama/Llama-3.1-8B"]].concat());
+    assert!(error.contains("no.whl: no wheel"), "{error}");
+    let error = refused(dir.path(), &[&aic[..], &["Llama-9"]].concat());
+    assert!(error.contains("unknown model `Llama-9`"), "{error}");
+    let error = refused(dir.path(), &["import", "llmservingsim", "nowhere"]);
+    assert!(error.contains("nowhere/bench/meta.json: cannot be read"), "{error}");
+    let error = refused(dir.path(), &["import", "vidur", "nowhere"]);
+    assert!(error.contains("expected Vidur's data/profiling"), "{error}");
+}
+
+#[test]
 fn without_output_dir_each_run_gets_a_folder_of_its_own() {
     let dir = tempfile::tempdir().unwrap();
     for _ in 0..2 {
@@ -183,12 +252,12 @@ fn bad_configs_are_answered_in_one_line() {
         ),
         (
             "too long",
-            "workload:\n  synthetic:\n    num_requests: 5\n    arrivals: {all_at_once: {}}\n    lengths: {fixed: {prefill_tokens: 50000, decode_tokens: 5}}\n",
+            "workload:\n  synthetic:\n    num_requests: 5\n    arrivals: {all_at_once: {}}\n    lengths: {fixed: {prefill_tokens: 200000, decode_tokens: 5}}\n",
         ),
         ("heads not divisible", "cluster: {tensor_parallel: 3}\n"),
         ("unknown model", "model: Qwen/Qwen3-0.7B\n"),
         ("unknown device", "cluster: {sku: h1000}\n"),
-        ("does not fit", "model: Qwen/Qwen3-8B\n"),
+        ("does not fit", "model: Qwen/Qwen3-8B\ncluster: {sku: cpu-intel-xeon-2c}\n"),
         ("no profile", "model: meta-llama/Llama-3.2-1B\n"),
         ("no trace", "workload: {trace: {file: nowhere.csv}}\n"),
         ("variable", "profiling_dir: ${VIDUR_NO_SUCH_VARIABLE}/x\n"),
@@ -354,7 +423,8 @@ fn any_model_on_any_device_of_the_catalogue_runs_from_the_data_sheet_and_says_so
     assert_eq!(summary["provenance"]["description"], "roofline: from the data sheet, not measured");
     assert_eq!(summary["summary"]["extrapolated_percent"], 100.0);
     // The built-in CPU has no link to share a layer over.
-    let (code, _, stderr) = roofline(&["--set", "cluster.tensor_parallel=2"]);
+    let (code, _, stderr) =
+        roofline(&["--sku", "cpu-intel-xeon-2c", "--set", "cluster.tensor_parallel=2"]);
     assert_eq!(code, 2);
     assert!(stderr.contains("cpu-intel-xeon-2c states no link_bytes_per_s"), "{stderr}");
 }
@@ -368,7 +438,8 @@ fn fitted_forests_are_kept_unless_no_cache_is_asked_and_change_nothing() {
             .unwrap()
             .current_dir(dir.path())
             .env("VIDUR_CACHE_DIR", &cache)
-            .args(["simulate", "--no-output", "--set", "workload.synthetic.num_requests=20"])
+            .args(["simulate", "--no-output", "--config", CPU])
+            .args(["--set", "workload.synthetic.num_requests=20"])
             .args(["--set", "predictor.forest.num_trees=3"])
             .args(more)
             .output()

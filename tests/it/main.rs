@@ -6,6 +6,7 @@ mod capacity_search;
 mod cli;
 mod conformance;
 mod conformance_forest;
+mod cpu_overhead;
 mod explain;
 mod metrics;
 mod metrics_files;

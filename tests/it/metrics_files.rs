@@ -7,7 +7,9 @@ use std::path::Path;
 
 fn simulate(dir: &Path, sets: &[&str], flags: &[&str]) -> (i32, String, String) {
     let mut command = Command::cargo_bin("vidur").unwrap();
-    command.current_dir(dir).args(["simulate", "--set", "workload.synthetic.num_requests=30"]);
+    let cpu = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/cpu_qwen3.yml");
+    command.current_dir(dir).args(["simulate", "--config", cpu]);
+    command.args(["--set", "workload.synthetic.num_requests=30"]);
     for set in sets {
         command.args(["--set", set]);
     }

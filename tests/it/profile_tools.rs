@@ -222,3 +222,184 @@ fn files_of_others_become_rows_and_contradictions_are_refused() {
     let csv = machine.read("data/profiling/network/h100_dgx/all_reduce.csv");
     assert!(csv.ends_with("\n,,0.0125,0.0125,,0,8,1024,all_reduce,8,8\n"), "{csv}");
 }
+
+/// A worker that knows graphs only, and leaves a NEFF where the compiler would.
+const GRAPH_WORKER: &str = r#"
+import json, os, sys
+for line in sys.stdin:
+    r = json.loads(line)
+    ok = {}
+    if r["do"] == "hello":
+        ok = {"protocol": 1, "device": {"name": "NeuronCore", "vendor": "AWS"}, "kernels": ["torch-neuronx 2"],
+              "attention": "graph", "dtype": "bf16", "threads": 1}
+    elif r["do"] == "graph":
+        if r["bucket"] == 256:
+            os._exit(9)
+        neff = os.path.join(r["workdir"], "graph.neff")
+        open(neff, "w").close()
+        ok = {"ms": [5.0, 6.0, 7.0], "compile_s": 33.5, "route": "wall clock", "neff": neff}
+    print(json.dumps({"id": r["id"], "ok": ok}), flush=True)
+"#;
+
+#[test]
+fn neuron_graphs_are_timed_by_the_profiler_and_a_graph_that_fails_is_told() {
+    let neuron = r#"echo '[{"instance_type":"trn1.2xlarge","neuron_device":0,"nc_count":2,"connected_to":null,"numa_node":"-1","memory_size":34359738368}]'"#;
+    let explorer = "case $1 in\ncapture) shift; while [ $# -gt 0 ]; do [ $1 = -s ] && d=$(dirname $2); shift; done; touch $d/profile_exec_2.ntff;;\n\
+        view) echo 'INFO reading'; echo '{\"n_1_2\":{\"total_time\":0.0021,\"hbm_read_bytes\":1024,\"tensor_engine_active_time_percent\":0.27}}';;\nesac";
+    let machine = Box::new().tool("neuron-ls", neuron).tool("neuron-profile", explorer);
+    fs::write(machine.path().join("worker.py"), GRAPH_WORKER).unwrap();
+    let worker = format!("exec python3 -u {}", machine.path().join("worker.py").display());
+    let machine = machine.tool("neuron-python", &worker);
+    let line = [
+        "profile",
+        "graph",
+        "--models",
+        "Qwen/Qwen3-0.6B",
+        "--python",
+        "neuron-python",
+        "--batch-sizes",
+        "4",
+        "--context-buckets",
+        "128",
+        "--token-buckets",
+        "128,256",
+    ];
+    let (code, text, stderr) = machine.run(&line);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(
+        text.contains("1 graphs failed") && text.contains("4 x 256 tokens: the worker died"),
+        "{text}"
+    );
+    let csv = machine.read("data/profiling/compute/trainium1/Qwen/Qwen3-0.6B/graph.csv");
+    assert_eq!(csv.lines().count(), 3, "{csv}");
+    assert!(
+        csv.contains("2.1,2.1,,1,token,4,128,28,True,33.5,cold,neuron-profile capture"),
+        "{csv}"
+    );
+    assert!(csv.trim_end().ends_with(",0.27,,,,1024,"), "{csv}");
+    // What is there stays: only the one that failed is tried again.
+    let (_, _, stderr) = machine.run(&line);
+    assert!(stderr.contains("2 graphs are measured already, 1 to go"), "{stderr}");
+    // Single operators are not what this device runs.
+    let (code, _, stderr) = machine.run(&["profile", "mlp", "--models", "Qwen/Qwen3-0.6B"]);
+    assert!(code == 2 && stderr.contains("vidur profile graph"), "{stderr}");
+}
+
+#[test]
+fn everything_at_once_ends_with_what_is_there_and_what_is_missing() {
+    let machine = Box::new();
+    let model = "name: me/tiny\nsource: made up\nnum_layers: 2\nhidden_size: 64\nintermediate_size: 128\n\
+        num_attention_heads: 4\nnum_key_value_heads: 2\nhead_dim: 16\nvocab_size: 128\nmax_position_embeddings: 512\n\
+        gated_mlp: true\nactivation: silu\nnorm: rms_norm\ntie_word_embeddings: true\nrope_theta: 10000.0\ndtype: bf16\n";
+    fs::write(machine.path().join("tiny.yml"), model).unwrap();
+    let line = [
+        "profile",
+        "all",
+        "--models",
+        "tiny.yml",
+        "--backend",
+        "cpu",
+        "--sku",
+        "here",
+        "--threads",
+        "1",
+        "--budget",
+        "2s",
+        "--rounds",
+        "1",
+        "--max-tokens",
+        "16",
+        "--max-context",
+        "64",
+        "--max-batch-size",
+        "2",
+        "--network-device",
+        "box",
+    ];
+    let (code, text, stderr) = machine.run(&line);
+    assert_eq!(code, 0, "{stderr}");
+    for words in [
+        "compute/here/me/tiny/mlp.csv",
+        "compute/here/me/tiny/attention.csv",
+        "attn_pre_proj",
+        "still missing",
+        "vidur profile cpu-overhead",
+    ] {
+        assert!(text.contains(words), "{words} is not in\n{text}");
+    }
+    if std::thread::available_parallelism().unwrap().get() >= 2 {
+        assert!(text.contains("network/box/all_reduce.csv"), "{text}");
+    }
+}
+
+/// A Python with torch: VIDUR_TORCH_PYTHON, or the usual places.
+fn torch_python() -> Option<String> {
+    let named = std::env::var("VIDUR_TORCH_PYTHON").ok();
+    named.into_iter().chain(["python3".into(), "/usr/bin/python3".into()]).find(|python| {
+        let import =
+            std::process::Command::new(python).args(["-c", "import torch.distributed"]).output();
+        import.is_ok_and(|output| output.status.success())
+    })
+}
+
+#[test]
+fn torch_times_collectives_between_processes_and_graphs_where_it_is_installed() {
+    let Some(python) = torch_python() else {
+        eprintln!("skipped: no Python with torch; set VIDUR_TORCH_PYTHON to one");
+        return;
+    };
+    let machine = Box::new();
+    if std::thread::available_parallelism().unwrap().get() >= 2 {
+        let line = [
+            "profile",
+            "collectives",
+            "--backend",
+            "torch",
+            "--python",
+            &python,
+            "--num-workers-per-node",
+            "2",
+            "--network-device",
+            "here",
+            "--max-size",
+            "4KiB",
+            "--repeats",
+            "3",
+            "--devices-per-node",
+            "2",
+        ];
+        let (code, _, stderr) = machine.run(&line);
+        assert_eq!(code, 0, "{stderr}");
+        for name in ["all_reduce", "send_recv"] {
+            let csv = machine.read(&format!("data/profiling/network/here/{name}.csv"));
+            assert_eq!(csv.lines().count(), 4, "{csv}");
+            assert!(csv.contains(&format!(",0,2,2048,{name},2,2")), "{csv}");
+        }
+    }
+    let model = "name: me/tiny\nsource: made up\nnum_layers: 2\nhidden_size: 64\nintermediate_size: 128\n\
+        num_attention_heads: 4\nnum_key_value_heads: 2\nhead_dim: 16\nvocab_size: 128\nmax_position_embeddings: 512\n\
+        gated_mlp: true\nactivation: silu\nnorm: rms_norm\ntie_word_embeddings: true\nrope_theta: 10000.0\ndtype: bf16\n";
+    fs::write(machine.path().join("tiny.yml"), model).unwrap();
+    let line = [
+        "profile",
+        "graph",
+        "--models",
+        "tiny.yml",
+        "--backend",
+        "cpu",
+        "--python",
+        &python,
+        "--sku",
+        "here",
+        "--max-context",
+        "256",
+        "--batch-sizes",
+        "2",
+    ];
+    for (extra, rows) in [(&[][..], 4), (&["--per-layer"][..], 12)] {
+        let (code, _, stderr) = machine.run(&[&line[..], extra].concat());
+        assert_eq!(code, 0, "{stderr}");
+        let csv = machine.read("data/profiling/compute/here/me/tiny/graph.csv");
+        assert_eq!(csv.lines().count(), 1 + rows, "{csv}");
+    }
+}

@@ -57,13 +57,26 @@ fn in_browser(dir: &Path, html: &str, script: &str) -> Option<String> {
     Some(rest.split("</p>").next().unwrap_or_default().to_owned())
 }
 
+/// Qwen3-0.6B on the CPU whose profile is built in.
+const CPU: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/cpu_qwen3.yml");
+
 #[test]
 fn a_run_becomes_one_page() {
     let dir = tempfile::tempdir().unwrap();
     let n = "workload.synthetic.num_requests=100";
     let (code, text) = vidur(
         dir.path(),
-        &["simulate", "--set", n, "--set", "slo.ttft_ms=1500", "--output-dir", "run"],
+        &[
+            "simulate",
+            "--config",
+            CPU,
+            "--set",
+            n,
+            "--set",
+            "slo.ttft_ms=1500",
+            "--output-dir",
+            "run",
+        ],
     );
     assert_eq!(code, 0, "{text}");
     let (code, text) = vidur(dir.path(), &["report", "run"]);

@@ -1,14 +1,18 @@
 //! `vidur profile collectives`: time what devices do together, or read what others timed.
 
+mod from_files;
+
 use super::super::Failure;
 use super::super::devices;
 use super::super::table::{self, number, render, text, window_width};
 use super::{command_line, shown};
-use crate::dataset::manifest::sha256_hex;
 use crate::dataset::network::{Collective, NetworkKey, NetworkRun, NetworkTable, Times};
+use crate::profiling::backend::torch::{TorchBackend, TorchConfig};
 use crate::profiling::detect::{self, Detection, Kind};
+use crate::profiling::host::Host;
+use crate::profiling::network::distributed::{self, Group};
+use crate::profiling::network::ring;
 use crate::profiling::network::tools::{Sizes, Tool};
-use crate::profiling::network::{self, Readings, ring};
 use crate::profiling::tool::Tools;
 use clap::ValueEnum;
 use std::path::PathBuf;
@@ -22,9 +26,19 @@ pub struct Args {
     /// Workers on each node [default: 2, 4, 8 and so on, as far as the devices go].
     #[arg(long, value_delimiter = ',', value_name = "N,N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     num_workers_per_node: Vec<u32>,
-    /// Nodes that the workers of a file given with --from were spread over.
-    #[arg(long, default_value_t = 1, value_name = "N", requires = "from", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    /// Nodes that the workers are spread over: of a file given with --from, or with torch, where
+    /// the same command runs on each.
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     num_nodes: u32,
+    /// Number of this node, from 0; node 0 writes the file.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    node_rank: u32,
+    /// Address of node 0 and a port that is free there.
+    #[arg(long, value_name = "HOST:PORT")]
+    master_addr: Option<String>,
+    /// Python interpreter that has torch.
+    #[arg(long, default_value = "python3", value_name = "PATH")]
+    python: PathBuf,
     /// Read these files of nccl-tests or nccom-test (text or JSON) instead of measuring.
     #[arg(long, num_args = 1.., value_name = "FILE")]
     from: Vec<PathBuf>,
@@ -75,6 +89,8 @@ enum BackendArg {
     NcclTests,
     /// nccom-test, of the Neuron tools.
     NccomTest,
+    /// torch.distributed: NCCL on GPUs, gloo on CPUs.
+    Torch,
 }
 
 impl From<CollectiveArg> for Collective {
@@ -107,6 +123,39 @@ fn parse_size(text: &str) -> Result<u64, String> {
         .ok_or_else(|| "expected between 1 byte and 1024 GiB".into())
 }
 
+/// What `vidur profile all` measures: all-reduce and hand-over among the devices of this node. Gives
+/// path and rows of each file.
+pub(super) fn for_all(
+    output_dir: &std::path::Path,
+    data_dir: Option<&std::path::Path>,
+    network_device: Option<&str>,
+    python: &std::path::Path,
+    cpu: bool,
+    force: bool,
+) -> Result<Vec<(PathBuf, usize)>, Failure> {
+    let args = Args {
+        collective: vec![CollectiveArg::AllReduce, CollectiveArg::SendRecv],
+        num_workers_per_node: Vec::new(),
+        num_nodes: 1,
+        node_rank: 0,
+        master_addr: None,
+        python: python.to_owned(),
+        from: Vec::new(),
+        backend: cpu.then_some(BackendArg::Cpu),
+        network_device: network_device.map(str::to_owned),
+        devices_per_node: None,
+        min_size: 1 << 10,
+        max_size: 64 << 20,
+        repeats: 20,
+        output_dir: output_dir.to_owned(),
+        data_dir: data_dir.map(std::path::Path::to_owned),
+        force,
+    };
+    let rows =
+        |done: &Done| done.groups.iter().map(|&(n, each)| done.table.medians(n, each).len()).sum();
+    Ok(measured(&args)?.iter().map(|done| (done.table.path().to_owned(), rows(done))).collect())
+}
+
 /// Runs `vidur profile collectives`.
 pub fn run(args: &Args) -> Result<(), Failure> {
     if args.min_size > args.max_size {
@@ -114,81 +163,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     }
     match args.from.is_empty() {
         true => measure(args),
-        false => import(args),
-    }
-}
-
-/// Reads files and adds what they hold.
-fn import(args: &Args) -> Result<(), Failure> {
-    let &[collective] = args.collective.as_slice() else {
-        return Err(Failure::user("--from needs to know what was measured; give one --collective"));
-    };
-    let collective = Collective::from(collective);
-    let name = args.network_device.as_deref().ok_or_else(|| {
-        Failure::user(
-            "--from needs to know where it was measured; give --network-device, such as h100_dgx",
-        )
-    })?;
-    let stated = match args.num_workers_per_node.as_slice() {
-        [] => None,
-        [n] => Some(*n),
-        _ => {
-            return Err(Failure::user(
-                "--from takes one --num-workers-per-node; read the files one by one",
-            ));
-        }
-    };
-    let mut table =
-        NetworkTable::open(&args.output_dir, name, collective).map_err(Failure::user)?;
-    let mut rows = Vec::new();
-    let mut files = Vec::new();
-    let mut notes = Vec::new();
-    let mut tool = String::new();
-    for path in &args.from {
-        let bytes = std::fs::read(path)
-            .map_err(|e| Failure::user(format!("{}: cannot be read: {e}", path.display())))?;
-        let readings = network::read(&String::from_utf8_lossy(&bytes), collective)
-            .map_err(|e| Failure::user(format!("{}: {e}", path.display())))?;
-        let in_file = |message: String| Failure::user(format!("{}: {message}", path.display()));
-        if let Some(other) = readings.collective.filter(|&other| other != collective) {
-            return Err(in_file(format!("holds {}, not {}", other.name(), collective.name())));
-        }
-        let per_node = workers_per_node(&readings, stated, args.num_nodes).map_err(in_file)?;
-        let workers = per_node * args.num_nodes;
-        for &(bytes, times) in &readings.points {
-            let key = NetworkKey { workers, per_node, bytes };
-            table.put(key, times, args.devices_per_node.unwrap_or(per_node));
-            rows.push(key);
-        }
-        files.push(format!("{} {}", path.display(), sha256_hex(&bytes)));
-        notes.extend(readings.notes.iter().map(|note| format!("{}: {note}", path.display())));
-        tool = readings.tool;
-    }
-    rows.sort_unstable();
-    rows.dedup();
-    notes.iter().for_each(|note| eprintln!("note: {note}"));
-    let run = NetworkRun { files, ..network_run(tool, rows.len(), notes) };
-    table.finish(run).map_err(Failure::user)?;
-    let mut groups: Vec<(u32, u32)> = rows.iter().map(|key| (key.workers, key.per_node)).collect();
-    groups.dedup();
-    print_tables(&[Done { collective, table, groups }])
-}
-
-/// Workers of each node, from what the file tells and what the user says.
-fn workers_per_node(readings: &Readings, stated: Option<u32>, nodes: u32) -> Result<u32, String> {
-    match (readings.workers, stated) {
-        (None, None) => {
-            Err("does not tell how many workers took part; give --num-workers-per-node".into())
-        }
-        (None, Some(stated)) => Ok(stated),
-        (Some(all), None) if all % nodes == 0 => Ok(all / nodes),
-        (Some(all), None) => {
-            Err(format!("has {all} workers, which {nodes} nodes do not share evenly"))
-        }
-        (Some(all), Some(stated)) if all == stated * nodes => Ok(stated),
-        (Some(all), Some(stated)) => Err(format!(
-            "has {all} workers; --num-workers-per-node {stated} on {nodes} nodes is another number"
-        )),
+        false => from_files::import(args),
     }
 }
 
@@ -203,30 +178,50 @@ const TOOL_DEADLINE: Duration = Duration::from_secs(600);
 /// What to measure with.
 enum Means {
     Ring,
+    Torch(Box<TorchBackend>),
     Tool(Tool),
 }
 
 fn measure(args: &Args) -> Result<(), Failure> {
+    print_tables(&measured(args)?)
+}
+
+/// Measures on this machine.
+fn measured(args: &Args) -> Result<Vec<Done>, Failure> {
     let catalog = devices::open(args.data_dir.as_deref())?;
     let mut tools = Tools::system();
     tools.deadline = TOOL_DEADLINE;
     let kind = args.backend.map(|backend| match backend {
-        BackendArg::Cpu => Kind::Cpu,
-        BackendArg::NcclTests => Kind::Cuda,
-        BackendArg::NccomTest => Kind::Neuron,
+        BackendArg::Cpu => Some(Kind::Cpu),
+        BackendArg::NcclTests => Some(Kind::Cuda),
+        BackendArg::NccomTest => Some(Kind::Neuron),
+        BackendArg::Torch => None,
     });
-    let found = detect::detect(&Tools::system(), &catalog, kind).map_err(Failure::user)?;
-    let means = match found.backend {
-        Kind::Cpu => Means::Ring,
-        Kind::Cuda => Means::Tool(Tool::NcclTests),
-        Kind::Neuron => Means::Tool(Tool::NccomTest),
-        Kind::Rocm => {
+    let found =
+        detect::detect(&Tools::system(), &catalog, kind.flatten()).map_err(Failure::user)?;
+    let torch = args.backend == Some(BackendArg::Torch);
+    if args.num_nodes > 1 && !torch {
+        return Err(Failure::user(
+            "several nodes are measured by --backend torch; read files of other tools with --from",
+        ));
+    }
+    // nccl-tests is the exact way on GPUs; without it torch, which is there for the operators.
+    let nccl =
+        tools.find("all_reduce_perf").is_some() || args.backend == Some(BackendArg::NcclTests);
+    let mut means = match found.backend {
+        Kind::Neuron if !torch => Means::Tool(Tool::NccomTest),
+        Kind::Cuda if nccl && !torch => Means::Tool(Tool::NcclTests),
+        Kind::Cuda => Means::Torch(Box::new(workers(args, &found, "cuda")?)),
+        Kind::Cpu if !torch => Means::Ring,
+        Kind::Cpu => Means::Torch(Box::new(workers(args, &found, "cpu")?)),
+        Kind::Neuron => {
             return Err(Failure::user(
-                "collectives of AMD devices cannot be run from here; read a file of rccl-tests with --from",
+                "Neuron's collectives are measured by nccom-test; leave --backend out",
             ));
         }
+        Kind::Rocm => Means::Torch(Box::new(workers(args, &found, "cuda")?)),
     };
-    let name = network_device(args.network_device.as_deref(), &found)?;
+    let name = network_device(args.network_device.as_deref(), &found, torch)?;
     let devices = match found.backend {
         // Cores are the devices of a CPU; Neuron's collectives run between cores.
         Kind::Cpu | Kind::Neuron => found.devices.iter().filter_map(|d| d.cores).sum(),
@@ -240,21 +235,44 @@ fn measure(args: &Args) -> Result<(), Failure> {
             NetworkTable::open(&args.output_dir, &name, collective).map_err(Failure::user)?;
         let mut groups = Vec::new();
         for workers in worker_counts(args, collective, devices)? {
-            measure_group(args, &means, &tools, collective, workers, node, &mut table)?;
-            groups.push((workers, workers));
+            measure_group(args, &mut means, &tools, collective, workers, node, &mut table)?;
+            groups.push((workers * args.num_nodes, workers));
         }
         done.push(Done { collective, table, groups });
     }
-    print_tables(&done)
+    Ok(done)
+}
+
+/// A torch worker for each device of this node, as far as workers are asked for.
+fn workers(args: &Args, found: &Detection, kind: &str) -> Result<TorchBackend, Failure> {
+    let host = Host::detect();
+    let devices = match found.backend {
+        Kind::Cpu => host.cores,
+        _ => found.devices.len() as u32,
+    };
+    let most = args.num_workers_per_node.iter().copied().max().unwrap_or(devices);
+    let names = |n: u32| if kind == "cpu" { "cpu".to_owned() } else { format!("{kind}:{n}") };
+    let config = TorchConfig {
+        python: args.python.clone(),
+        devices: (0..most.max(2).min(devices)).map(names).collect(),
+        dtype: None,
+        threads: (kind == "cpu").then_some(1),
+        cache_bytes: host.last_level_cache_bytes,
+        plain_kernels: true,
+        limit: TOOL_DEADLINE,
+        seed: 42,
+    };
+    TorchBackend::new(config, &host).map_err(Failure::user)
 }
 
 /// The folder to write to.
-fn network_device(asked: Option<&str>, found: &Detection) -> Result<String, Failure> {
+fn network_device(asked: Option<&str>, found: &Detection, torch: bool) -> Result<String, Failure> {
+    let way = if torch { "gloo" } else { "shm" };
     if let Some(name) = asked {
         return Ok(name.to_owned());
     }
     match (found.backend, &found.network_device, &found.store_as) {
-        (Kind::Cpu, _, Some(sku)) => Ok(format!("{sku}-shm")),
+        (Kind::Cpu, _, Some(sku)) => Ok(format!("{sku}-{way}")),
         (_, Some(name), _) => Ok(name.clone()),
         _ => Err(Failure::user(
             "the catalogue has no name for the wiring of this node; give --network-device (`vidur devices --detect` tells more)",
@@ -263,6 +281,9 @@ fn network_device(asked: Option<&str>, found: &Detection) -> Result<String, Fail
 }
 
 fn worker_counts(args: &Args, collective: Collective, devices: u32) -> Result<Vec<u32>, Failure> {
+    if collective == Collective::SendRecv && args.num_nodes == 2 {
+        return Ok(vec![1]);
+    }
     if collective == Collective::SendRecv {
         return match devices {
             0 | 1 => Err(Failure::user("send_recv needs two devices on this node; there is one")),
@@ -277,7 +298,7 @@ fn worker_counts(args: &Args, collective: Collective, devices: u32) -> Result<Ve
     }
     // One worker has nobody to talk to: the list of Vidur's users begins with it all the same.
     let counts: Vec<u32> = match asked.is_empty() {
-        false => asked.iter().copied().filter(|&n| n > 1).collect(),
+        false => asked.iter().copied().filter(|&n| n * args.num_nodes > 1).collect(),
         true => {
             std::iter::successors(Some(2), |n| Some(n * 2)).take_while(|&n| n <= devices).collect()
         }
@@ -291,7 +312,7 @@ fn worker_counts(args: &Args, collective: Collective, devices: u32) -> Result<Ve
 /// Measures one number of workers; what is there already stays, unless forced.
 fn measure_group(
     args: &Args,
-    means: &Means,
+    means: &mut Means,
     tools: &Tools,
     collective: Collective,
     workers: u32,
@@ -299,7 +320,7 @@ fn measure_group(
     table: &mut NetworkTable,
 ) -> Result<(), Failure> {
     let sizes = Sizes { min: args.min_size, max: args.max_size };
-    let key = |bytes| NetworkKey { workers, per_node: workers, bytes };
+    let key = |bytes| NetworkKey { workers: workers * args.num_nodes, per_node: workers, bytes };
     let missing: Vec<u64> = sizes
         .list()
         .into_iter()
@@ -323,6 +344,35 @@ fn measure_group(
                 }
             }
             (ring::NAME.to_owned(), missing.len(), Vec::new())
+        }
+        Means::Torch(backend) => {
+            let master = match (&args.master_addr, args.num_nodes) {
+                (Some(master), 2..) => master.clone(),
+                (None, 2..) => {
+                    return Err(Failure::user(
+                        "several nodes need a place to meet; give --master-addr HOST:PORT of node 0",
+                    ));
+                }
+                _ => distributed::local_master().map_err(Failure::user)?,
+            };
+            let group = Group {
+                per_node: workers,
+                nodes: args.num_nodes,
+                node_rank: args.node_rank,
+                master,
+            };
+            // Both nodes must ask for the same sizes, whatever one of them has.
+            let all = if args.num_nodes > 1 { sizes.list() } else { missing };
+            let readings = distributed::measure(backend, collective, &group, &all, args.repeats)
+                .map_err(Failure::user)?;
+            for &(bytes, times) in &readings.points {
+                table.put(key(bytes), times, node);
+            }
+            if args.node_rank > 0 {
+                eprintln!("node 0 writes the file; this node is done");
+                return Ok(());
+            }
+            (readings.tool, readings.points.len(), readings.notes)
         }
         Means::Tool(tool) => {
             let sizes = Sizes { min: missing[0], ..sizes };
@@ -391,15 +441,5 @@ mod tests {
         for bad in ["", "MiB", "1TB", "0", "-1", "99999999999GiB"] {
             assert!(parse_size(bad).is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn the_number_of_workers_comes_from_the_file_or_the_user_and_must_agree() {
-        let readings = |workers| Readings { workers, ..Readings::default() };
-        assert_eq!(workers_per_node(&readings(Some(8)), None, 1), Ok(8));
-        assert_eq!(workers_per_node(&readings(Some(16)), Some(8), 2), Ok(8));
-        assert_eq!(workers_per_node(&readings(None), Some(4), 1), Ok(4));
-        assert!(workers_per_node(&readings(None), None, 1).is_err());
-        assert!(workers_per_node(&readings(Some(8)), Some(4), 1).is_err());
     }
 }

@@ -2,7 +2,10 @@
 //! their source; each profile's manifest says which rows were measured and which derived.
 
 pub mod aiconfigurator;
+mod csv_text;
+pub mod llmservingsim;
 mod output;
+pub mod vidur;
 
 pub use output::{Imported, ImportedFile, Origin};
 

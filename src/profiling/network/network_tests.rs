@@ -140,7 +140,7 @@ fn what_no_tool_wrote_is_refused_in_one_line() {
 }
 
 /// Cases of each property: more with VIDUR_PROPTEST_CASES.
-fn cases() -> ProptestConfig {
+pub(crate) fn cases() -> ProptestConfig {
     let cases = std::env::var("VIDUR_PROPTEST_CASES").ok().and_then(|n| n.parse().ok());
     ProptestConfig::with_cases(cases.unwrap_or(256))
 }

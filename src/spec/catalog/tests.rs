@@ -17,8 +17,8 @@ fn write(dir: &Path, path: &str, text: &str) {
 #[test]
 fn every_shipped_file_is_read_and_makes_sense() {
     let (_dir, catalog) = built_in();
-    assert_eq!(catalog.models().unwrap().len(), 22);
-    assert_eq!(catalog.devices().unwrap().len(), 25);
+    assert_eq!(catalog.models().unwrap().len(), 24);
+    assert_eq!(catalog.devices().unwrap().len(), 26);
     assert_eq!(catalog.nodes().unwrap().len(), 56);
 }
 
@@ -153,7 +153,7 @@ fn a_file_on_disk_goes_before_the_compiled_one() {
     write(dir.path(), "model_configs/microsoft/phi-2.yml", &text);
     assert_eq!(catalog.model("microsoft/phi-2").unwrap().num_layers, 7);
     let all = catalog.models().unwrap();
-    assert_eq!(all.len(), 22);
+    assert_eq!(all.len(), 24);
     assert_eq!(all.iter().find(|m| m.name == "microsoft/phi-2").unwrap().num_layers, 7);
 }
 

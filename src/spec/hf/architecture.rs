@@ -75,12 +75,6 @@ impl Architecture {
     pub fn refuse_unusual(self, fields: Fields<'_>) -> Result<(), HfError> {
         let refuse =
             |what: &str, reason| Err(HfError::Unsupported { what: what.to_owned(), reason });
-        if fields.get("quantization_config").is_some() {
-            return refuse(
-                "`quantization_config`",
-                "weights in mixed formats are not modelled, so take the config.json of the unquantised model",
-            );
-        }
         let set = |key| Ok(fields.flag(key)?.unwrap_or(false));
         match self {
             Architecture::Qwen if !fields.flag("no_bias")?.unwrap_or(true) => refuse(

@@ -174,12 +174,26 @@ fn other_families_are_refused_for_what_they_are() {
             r#"{"architectures": ["LlavaForConditionalGeneration"], "vision_config": {}}"#,
             "multimodal",
         ),
-        (r#"{"quantization_config": {"quant_method": "fp8"}}"#, "unquantised"),
+        (r#"{"quantization_config": {"quant_method": "gptq"}}"#, "unquantised"),
         (r#"{"attention_bias": true}"#, "bias on attention"),
     ] {
         let error = read(&with(LLAMA_2_7B, changes)).unwrap_err().to_string();
         assert!(error.contains(reason), "{changes}: {error}");
     }
+}
+
+#[test]
+fn eight_bit_checkpoints_say_what_they_shrink() {
+    let read = |stated: &str| {
+        let changes = format!(r#"{{"quantization_config": {stated}}}"#);
+        read(&with(LLAMA_2_7B, &changes)).unwrap().quantization.unwrap()
+    };
+    let blocks = r#"{"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}"#;
+    let found = read(blocks);
+    assert_eq!((found.weights, found.input_scales), (WeightFormat::Fp8Block, InputScales::Dynamic));
+    let found = read(r#"{"quant_method": "fp8", "activation_scheme": "static"}"#);
+    assert_eq!((found.weights, found.input_scales), (WeightFormat::Fp8, InputScales::Static));
+    assert_eq!(found.kv_cache, None);
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! What is asked and answered, as JSON; docs/worker-protocol.md describes it.
 
+use crate::dataset::graph::GraphKey;
 use crate::profiling::backend::{Effort, LayerBatch, OpSamples, Shape, Shard};
 use crate::profiling::compute::{LM_HEAD_MAX_ROWS, ops_of};
 use crate::spec::model::{Activation, Dtype, LayerLayout, ModelSpec, Norm};
 use serde_json::{Value, json};
+use std::path::Path;
 
 /// Number formats that the worker computes in.
 pub fn dtype(dtype: Dtype) -> &'static str {
@@ -67,6 +69,22 @@ pub fn measure(shape: Shape, effort: Effort) -> Value {
 pub fn layers(batch: &LayerBatch, effort: Effort) -> Value {
     let prefills: Vec<[u64; 2]> = batch.prefills.iter().map(|&(chunk, kv)| [chunk, kv]).collect();
     with_effort(json!({"do": "layers", "prefills": prefills, "decodes": batch.decodes}), effort)
+}
+
+/// The request for a graph.
+pub fn graph(of: &Shard, key: GraphKey, effort: Effort, folder: &Path) -> Value {
+    let request = json!({
+        "do": "graph",
+        "shard": shard(of),
+        "phase": key.phase.name(),
+        "bucket": key.bucket,
+        "batch": key.batch,
+        "layers": key.layers,
+        "head": key.head,
+        "workdir": folder.display().to_string(),
+        "lnc": Value::Null,
+    });
+    with_effort(request, effort)
 }
 
 /// Times from the answer: every operator of the shape, each with at least one sample that is one.

@@ -9,19 +9,34 @@ mod messages;
 mod tests;
 mod worker;
 
+pub use messages::milliseconds;
 pub use worker::PROTOCOL;
 
 use super::{
     Backend, BackendError, DeviceInfo, Effort, LayerBatch, OpSamples, Peaks, Purpose, Shape, Shard,
 };
+use crate::dataset::graph::GraphKey;
 use crate::spec::model::Dtype;
 use lane::Lane;
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 use worker::{CallError, Script};
+
+/// A graph that a worker traced and ran.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Traced {
+    /// Milliseconds of whole calls, by the host's clock.
+    pub ms: Vec<f64>,
+    /// Seconds that tracing and compiling took.
+    pub compile_s: f64,
+    /// How the calls were timed.
+    pub route: String,
+    /// The compiled program, on Neuron.
+    pub neff: Option<PathBuf>,
+}
 
 /// How to run workers.
 #[derive(Clone, Debug)]
@@ -92,6 +107,47 @@ impl TorchBackend {
         let attention =
             reply["attention"].as_str().unwrap_or("torch").replace([',', '"', '\n'], " ");
         Ok(TorchBackend { device, attention, script, lanes })
+    }
+
+    /// Traces and runs the graph of `key` on the first device; the compiler works in `folder`.
+    ///
+    /// # Errors
+    /// [`BackendError`].
+    pub fn graph(
+        &mut self,
+        shard: &Shard,
+        key: GraphKey,
+        effort: Effort,
+        folder: &Path,
+    ) -> Result<Traced, BackendError> {
+        let reply = self.request(messages::graph(shard, key, effort, folder), effort)?;
+        let odd =
+            |what: String| BackendError::Shape(format!("the worker's answer for a graph: {what}"));
+        Ok(Traced {
+            ms: messages::milliseconds(&reply["ms"]).map_err(odd)?,
+            compile_s: reply["compile_s"].as_f64().filter(|s| s.is_finite()).unwrap_or(0.0),
+            route: reply["route"].as_str().unwrap_or("wall clock").to_owned(),
+            neff: reply["neff"].as_str().map(PathBuf::from),
+        })
+    }
+
+    /// One request for each of the first devices, all at the same time.
+    pub fn request_each(
+        &mut self,
+        requests: Vec<Value>,
+        effort: Effort,
+    ) -> Vec<Result<Value, BackendError>> {
+        let script = &self.script;
+        std::thread::scope(|scope| {
+            let pairs = self.lanes.iter_mut().zip(requests);
+            let threads: Vec<_> = pairs
+                .map(|(lane, request)| scope.spawn(move || lane.request(script, request, effort)))
+                .collect();
+            let end = |thread: std::thread::ScopedJoinHandle<'_, Result<Value, BackendError>>| {
+                thread.join().unwrap_or_else(|_| Err(no_lane()))
+            };
+            threads.into_iter().map(end).collect()
+        })
     }
 
     /// Any other request, to the first device.

@@ -125,6 +125,30 @@ impl Heads {
     }
 }
 
+/// Points of decoding sequences one step longer than measured, for batches whose tables end early: the
+/// package stops at so many tokens in all caches together, so that large batches lack the lengths that
+/// serving sees. As many tokens in half the batch, twice as long, take as long; what the batch costs on
+/// top is known from its last measured length.
+pub fn longer(points: &[Point]) -> Vec<Point> {
+    let at = |batch: u32, length: u32| {
+        points.iter().find(|p| (p.batch, p.length) == (batch, length)).map(|p| p.ms)
+    };
+    let twice = |length: u32| 2 * length + 1;
+    let mut found: Vec<Point> = Vec::new();
+    for row in points.chunk_by(|a, b| a.batch == b.batch) {
+        let Some(last) = row.last().filter(|p| p.batch > 1) else { continue };
+        let (half, length) = (last.batch / 2, twice(last.length));
+        let derived = found.iter().find(|p| (p.batch, p.length) == (half, twice(length)));
+        let same = at(half, twice(length)).or(derived.map(|p| p.ms));
+        if let (Some(same), Some(before)) = (same, at(half, length)) {
+            // As many tokens in the caches before: what remains is the price of more sequences.
+            let ms = same + (last.ms - before).max(0.0);
+            found.push(Point { batch: last.batch, length, ms });
+        }
+    }
+    found
+}
+
 /// One prompt on an empty cache, by number of heads and length.
 #[derive(Clone, Debug)]
 pub struct Prompts {
@@ -233,6 +257,23 @@ mod tests {
         assert_eq!(at.ms, made_up(16, 1024, 8));
         assert!(table.of(heads(16, 3)).is_none() && table.of(heads(4, 2)).is_none());
         assert!(table.of(Heads { dim: 64, ..heads(16, 2) }).is_none());
+    }
+
+    #[test]
+    fn a_batch_that_ends_early_gets_one_more_length_from_half_of_it() {
+        let ms = |batch: u32, length: u32| {
+            1e-3 * f64::from(batch) + 1e-6 * f64::from(batch * (length + 1))
+        };
+        let mut points = Vec::new();
+        for (batch, most) in [(1, 8191), (2, 4095), (4, 2047), (8, 511)] {
+            let lengths = [255, 511, 1023, 2047, 4095, 8191].into_iter().filter(|l| *l <= most);
+            points.extend(lengths.map(|length| Point { batch, length, ms: ms(batch, length) }));
+        }
+        let found = longer(&points);
+        let shapes: Vec<_> = found.iter().map(|p| (p.batch, p.length)).collect();
+        // 2 x 8191 would need 1 x 16383, which is not there.
+        assert_eq!(shapes, [(8, 1023)]);
+        assert!((found[0].ms / ms(8, 1023) - 1.0).abs() < 1e-12, "{}", found[0].ms);
     }
 
     #[test]

@@ -2,11 +2,11 @@
 
 use super::attention::Found;
 use super::engine::gemm_format;
-use super::gemm::HeldOut;
-use super::profile::Csv;
+use super::gemm::{Grid, HeldOut};
 use super::tables::{TableFile, Tables};
 use crate::dataset::manifest::sha256_hex;
 use crate::profiling::import::Origin;
+use crate::profiling::import::csv_text::Csv;
 use crate::spec::model::ModelSpec;
 use crate::spec::ops::Op;
 use crate::spec::precision::Quantization;
@@ -168,6 +168,12 @@ impl Manifest {
              m; wider than the widest (vocabularies) in proportion"
                 .into(),
         );
+        if let Some((replaced, all)) = tables.gemm.get(format).map(Grid::replaced) {
+            manifest.methods.push(format!(
+                "outliers: {replaced} of the {all} {format} products of the package took over 1.25 times as \
+                 long as one with more rows, and count as long as the fastest of the next four sizes"
+            ));
+        }
         if static_scales {
             manifest.methods.push(
                 "fp8 products: the package's times include quantising the input with a scale found for \
@@ -200,6 +206,11 @@ impl Manifest {
         manifest.methods.push(
             "chunks after a prefix: as the whole prompt with as much smaller a share of the heads as the \
              chunk's share of the query-key pairs"
+                .into(),
+        );
+        manifest.methods.push(
+            "one more length for batches whose table ends early: as half the batch with as many tokens in \
+             its caches"
                 .into(),
         );
         manifest.fuse(tables);

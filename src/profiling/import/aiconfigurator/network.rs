@@ -1,9 +1,9 @@
 //! all_reduce.csv and send_recv.csv of a system.
 
 use super::manifest::{Counts, Manifest};
-use super::profile::{Csv, number};
 use super::tables::Tables;
 use crate::dataset::schema::time_column;
+use crate::profiling::import::csv_text::{Csv, number};
 use crate::profiling::import::{ImportError, Imported};
 use crate::spec::ops::Op;
 

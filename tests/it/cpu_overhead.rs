@@ -1,0 +1,182 @@
+//! `vidur profile cpu-overhead` against an engine of paper: it sleeps on the host and on the device
+//! for known times, logs the device's part as vLLM does, and streams a token per step.
+
+use assert_cmd::Command;
+use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+const HOST: Duration = Duration::from_millis(12);
+const DEVICE: Duration = Duration::from_millis(25);
+
+/// A request that waits for its tokens.
+struct Stream {
+    socket: TcpStream,
+    left: u32,
+    fresh: bool,
+}
+
+/// Serves until the test process ends; gives the address.
+fn engine(log: PathBuf, elapsed: impl Fn(Duration) -> Duration + Send + 'static) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let (sender, streams): (Sender<Stream>, Receiver<Stream>) = channel();
+    std::thread::spawn(move || {
+        for socket in listener.incoming().flatten() {
+            let sender = sender.clone();
+            std::thread::spawn(move || serve(socket, &sender));
+        }
+    });
+    std::thread::spawn(move || steps(&streams, &log, elapsed));
+    address
+}
+
+/// Reads requests of one connection.
+fn serve(mut socket: TcpStream, engine: &Sender<Stream>) {
+    socket.set_nodelay(true).unwrap();
+    let mut reader = BufReader::new(socket.try_clone().unwrap());
+    loop {
+        let mut head = Vec::new();
+        loop {
+            let mut line = String::new();
+            if reader.read_line(&mut line).unwrap_or(0) == 0 {
+                return;
+            }
+            if line.trim().is_empty() {
+                break;
+            }
+            head.push(line.trim().to_lowercase());
+        }
+        let length =
+            head.iter().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
+        let mut body = vec![0; length.unwrap_or(0)];
+        reader.read_exact(&mut body).unwrap();
+        if head[0].starts_with("get /v1/models") {
+            let list = r#"{"object":"list","data":[{"id":"served","object":"model"}]}"#;
+            write!(socket, "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{list}", list.len()).unwrap();
+            continue;
+        }
+        let body: BTreeMap<String, serde_json::Value> = serde_json::from_slice(&body).unwrap();
+        assert_eq!((&body["stream"], &body["model"]), (&true.into(), &"served".into()));
+        let left = body["max_tokens"].as_u64().unwrap() as u32;
+        write!(socket, "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n").unwrap();
+        engine.send(Stream { socket, left, fresh: true }).unwrap();
+        return;
+    }
+}
+
+fn chunk(socket: &mut TcpStream, text: &str) {
+    let event = format!("data: {text}\n\n");
+    // A client that has gone away is no failure of the engine.
+    let _ = write!(socket, "{:x}\r\n{event}\r\n", event.len());
+}
+
+/// The engine's loop: host, device, tokens, log.
+fn steps(new: &Receiver<Stream>, log: &Path, elapsed: impl Fn(Duration) -> Duration) {
+    let mut running: Vec<Stream> = Vec::new();
+    let mut log = OpenOptions::new().create(true).append(true).open(log).unwrap();
+    for index in 0.. {
+        if running.is_empty() {
+            let Ok(stream) = new.recv() else { return };
+            running.push(stream);
+        }
+        running.extend(new.try_iter());
+        std::thread::sleep(HOST);
+        let begin = Instant::now();
+        std::thread::sleep(DEVICE);
+        let ms = elapsed(begin.elapsed()).as_secs_f64() * 1e3;
+        let context = running.iter().filter(|s| s.fresh).count();
+        let generation = running.len() - context;
+        writeln!(log, "(EngineCore_DP0 pid=7) INFO 09-27 11:17:17 [core.py:358] Iteration({index}): {context} context requests, {} context tokens, {generation} generation requests, {generation} generation tokens, iteration elapsed time: {ms:.2} ms", 32 * context).unwrap();
+        for stream in &mut running {
+            stream.fresh = false;
+            stream.left -= 1;
+            chunk(&mut stream.socket, r#"{"choices":[{"index":0,"text":" one"}]}"#);
+            if stream.left == 0 {
+                chunk(&mut stream.socket, r#"{"choices":[],"usage":{"completion_tokens":1}}"#);
+                chunk(&mut stream.socket, "[DONE]");
+                let _ = write!(stream.socket, "0\r\n\r\n");
+            }
+        }
+        running.retain(|s| s.left > 0);
+    }
+}
+
+fn profile(dir: &Path, address: &str, more: &[&str]) -> (i32, String, String) {
+    let output = Command::cargo_bin("vidur")
+        .unwrap()
+        .current_dir(dir)
+        .env_remove("OPENAI_API_KEY")
+        .args([
+            "profile",
+            "cpu-overhead",
+            "--models",
+            "org/model",
+            "--network-device",
+            "box",
+            "--endpoint",
+            address,
+        ])
+        .args(["--batch-sizes", "1,4", "--output-tokens", "24"])
+        .args(more)
+        .output()
+        .unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn the_host_time_that_comes_out_is_the_one_that_went_in() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("engine.log");
+    let address = engine(log.clone(), |device| device);
+    std::fs::write(&log, "").unwrap();
+    let (code, stdout, stderr) = profile(dir.path(), &address, &["--engine-log", "engine.log"]);
+    assert_eq!(code, 0, "{stderr}");
+    let path = dir.path().join("data/profiling/cpu_overhead/box/org/model/cpu_overheads.csv");
+    let file =
+        vidur::dataset::location::ProfileFile::from_bytes("cpu", std::fs::read(path).unwrap());
+    let rows = vidur::dataset::cpu::read_cpu_overheads(&file, &["org/model"], 1).unwrap();
+    assert_eq!(rows.iter().map(|r| r.batch_size).collect::<Vec<_>>(), [1, 4]);
+    for row in rows {
+        // Sleeps last a little longer than asked, and on a busy machine more; never less.
+        let ms = row.total_ms();
+        assert!(
+            (11.5..20.0).contains(&ms),
+            "{ms} ms of host time, expected 12\n{stdout}\n{stderr}"
+        );
+    }
+    assert!(
+        stdout.contains("host gap ms") && stdout.contains("cpu_overheads.csv: 2 rows"),
+        "{stdout}"
+    );
+}
+
+#[test]
+fn an_engine_that_logs_launches_only_is_found_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("engine.log");
+    let address = engine(log.clone(), |_| Duration::from_micros(30));
+    std::fs::write(&log, "").unwrap();
+    let (code, _, stderr) = profile(dir.path(), &address, &["--engine-log", "engine.log"]);
+    assert_eq!(code, 2);
+    assert!(stderr.contains("--no-async-scheduling"), "{stderr}");
+    let (code, stdout, stderr) = profile(dir.path(), &address, &[]);
+    assert!(code == 2 && stderr.contains("--engine-log"), "{stderr}");
+    assert!(stdout.contains("period ms"), "{stdout}");
+    assert!(!dir.path().join("data").exists());
+}
+
+#[test]
+fn no_engine_and_the_wrong_model_are_one_line_each() {
+    let dir = tempfile::tempdir().unwrap();
+    let (code, _, stderr) = profile(dir.path(), "http://127.0.0.1:9", &[]);
+    assert!(code == 2 && stderr.lines().count() == 1 && stderr.contains("--endpoint"), "{stderr}");
+    let address = engine(dir.path().join("log"), |device| device);
+    let (code, _, stderr) = profile(dir.path(), &address, &["--served-model", "other"]);
+    assert!(code == 2 && stderr.contains("serves served, not other"), "{stderr}");
+}
