@@ -44,7 +44,7 @@ pub fn in_flight(requests_per_s: f64, at: &Measure, lifetimes: f64) -> usize {
 #[serde(rename_all = "snake_case")]
 pub enum Evaluated {
     /// Rates up to this one keep the objectives.
-    Capacity(Capacity),
+    Capacity(Box<Capacity>),
     /// No rate does.
     NoRate(NoRate),
 }
@@ -244,7 +244,7 @@ impl Subject<'_> {
             let wanted = in_flight(capacity.requests_per_s, &capacity.at, WARMUP_LIFETIMES);
             let longest = drawn.saturating_sub(n - warmup);
             if warmup == 0 || wanted <= warmup || longest <= warmup {
-                return Ok(Evaluated::Capacity(Capacity { runs, ..capacity }));
+                return Ok(Evaluated::Capacity(Box::new(Capacity { runs, ..capacity })));
             }
             // As many requests count as before, after a warm-up with something to spare.
             let more = (wanted + wanted / 4).min(longest);

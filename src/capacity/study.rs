@@ -159,7 +159,8 @@ impl<'a> Study<'a> {
     fn evaluate(&self, run: &Run, rule: &Rule) -> Result<super::evaluate::Evaluated, String> {
         let subject = self.subject(run, rule)?;
         let (evaluated, kept) = self.results.get(&subject, || subject.evaluate())?;
-        if kept { &*self.kept } else { &*self.searched }.fetch_add(1, Ordering::Relaxed);
+        let counter = if kept { &self.kept } else { &self.searched };
+        counter.fetch_add(1, Ordering::Relaxed);
         Ok(evaluated)
     }
 

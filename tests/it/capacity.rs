@@ -206,19 +206,19 @@ fn compared_cases_stand_in_one_table_with_the_confidence_of_their_differences() 
         "--compare",
         "scheduler.sarathi.max_num_seqs=2,64",
         "--compare",
-        "workload.synthetic.arrivals.poisson.requests_per_s=0.1,0.2",
+        "workload.synthetic.arrivals.poisson.requests_per_s=2,40",
         "-o",
         "out",
     ];
     let out = vidur(dir.path(), &args);
     assert!(out.status.success(), "{}", text(&out.stderr));
     let shown = text(&out.stdout);
-    assert!(shown.contains("max_num_seqs=64 requests_per_s=0.2"), "{shown}");
+    assert!(shown.contains("max_num_seqs=64 requests_per_s=40"), "{shown}");
     assert!(shown.contains("95 % confidence from 5 seeds"), "{shown}");
     let result = json(&dir.path().join("out/comparison.json"));
     let cases = result["cases"].as_array().unwrap();
     assert_eq!(cases.len(), 4);
-    // Twice the rate: the time to first token rises, and not by chance.
+    // Twenty times the rate: the time to first token rises, and not by chance.
     let ttft = &cases[1]["differences"][0];
     let (percent, half) = (&ttft["percent"], &ttft["plus_minus_percent"]);
     assert!(percent.as_f64().unwrap() - half.as_f64().unwrap() > 0.0, "{ttft}");

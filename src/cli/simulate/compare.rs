@@ -74,7 +74,8 @@ fn rendered(result: &Comparison) -> String {
     }
     format!(
         "{}\n{}\n{errors}",
-        render(&columns, &rows, table::window_width()),
+        render(&columns, &rows, table::window_width())
+            .replace("--json has everything", "--output-dir writes everything"),
         words::wrap(&result.method)
     )
 }
