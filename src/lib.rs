@@ -6,6 +6,7 @@
 //! simulation that asks only for that time; [`metrics`] observes it and [`report`] writes what was
 //! seen. `ARCHITECTURE.md` says which room may name which.
 
+pub mod capacity;
 pub mod cli;
 pub mod cost;
 pub mod dataset;

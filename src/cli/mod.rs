@@ -2,6 +2,7 @@
 //! decides the exit code. Data goes to stdout, messages to stderr.
 
 mod bench;
+mod capacity;
 mod devices;
 mod explain;
 mod fit;
@@ -38,6 +39,8 @@ enum Command {
     Fit(fit::Args),
     /// Simulate serving and report latency and throughput.
     Simulate(simulate::Args),
+    /// Find the cheapest configuration that keeps its objectives.
+    Capacity(capacity::Args),
     /// Say where each millisecond of a run went, and which change would help most.
     Explain(explain::Args),
     /// Write a run, or the answers of a plan, as one HTML file.
@@ -82,6 +85,7 @@ pub fn run() -> ExitCode {
         Command::Simulate(args) => simulate::run(args),
         Command::Explain(args) => explain::run(args),
         Command::Report(args) => report::run(args),
+        Command::Capacity(args) => capacity::run(args),
         Command::Validate(args) => validate::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Models(args) => models::run(args),

@@ -1,5 +1,6 @@
 //! `vidur simulate`: a config in, latencies and throughput out.
 
+mod compare;
 mod files;
 
 use super::Failure;
@@ -50,6 +51,13 @@ pub struct Args {
     /// Print the table only, write no files
     #[arg(long)]
     no_output: bool,
+    /// Run every combination of these values and print one table with the differences: path=a,b,…;
+    /// may be repeated
+    #[arg(long, value_name = "PATH=A,B", conflicts_with_all = ["format", "no_output"])]
+    compare: Vec<String>,
+    /// Seeds of each case that --compare runs
+    #[arg(long, default_value_t = 5, value_name = "N", requires = "compare", value_parser = clap::value_parser!(u32).range(2..=1000))]
+    seeds: u32,
     /// Print the resolved config and stop
     #[arg(long)]
     print_config: bool,
@@ -83,6 +91,10 @@ pub fn run(args: Args) -> Result<(), Failure> {
     let started = Instant::now();
     let catalog = Catalog::open(args.data_dir.as_deref());
     let cache = if args.no_cache { TableCache::off() } else { TableCache::of_user() };
+    if !args.compare.is_empty() {
+        let dir = args.output_dir.as_deref();
+        return compare::run(&config, &args.compare, args.seeds, dir, &catalog, &cache);
+    }
     let run = Run::resolve_with(config, &catalog, &cache).map_err(Failure::user)?;
     for note in &run.workload.notes {
         eprintln!("note: {note}");
@@ -163,13 +175,14 @@ fn load(args: &Args) -> Result<RunConfig, Failure> {
 pub(super) fn config_text(path: Option<&Path>) -> Result<(String, String), Failure> {
     match path {
         None => Ok((String::new(), String::new())),
-        Some(path) => Ok((read(path)?, path.display().to_string())),
+        Some(path) => Ok((read(path, "a YAML config file")?, path.display().to_string())),
     }
 }
 
-fn read(path: &Path) -> Result<String, Failure> {
+/// The text of a file that the user named; `expected` says what it should be.
+pub(super) fn read(path: &Path, expected: &str) -> Result<String, Failure> {
     let failed = |cause: &dyn std::fmt::Display| {
-        Failure::user(format!("{}: {cause}; expected a YAML config file", path.display()))
+        Failure::user(format!("{}: {cause}; expected {expected}", path.display()))
     };
     if path.is_dir() {
         return Err(failed(&"is a directory"));

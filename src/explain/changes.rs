@@ -133,7 +133,7 @@ pub fn candidates(config: &RunConfig) -> Vec<Change> {
     changes
 }
 
-/// Simulates every candidate. In the order of [`candidates`], whatever the number of threads.
+/// Simulates every candidate. In the order of `candidates`, whatever the number of threads.
 pub fn try_changes(config: &RunConfig, catalog: &Catalog, cache: &TableCache) -> Vec<Tried> {
     let attempt = |change: Change| {
         let outcome = simulate(config, &change, catalog, cache);

@@ -1,10 +1,10 @@
 //! A distribution in nine figures.
 
 use crate::stats::{self, Sketch};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A distribution, in the unit that its field names.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Distribution {
     /// Values.
     pub count: u64,

@@ -38,6 +38,20 @@ pub struct TableCache {
     dir: Option<PathBuf>,
 }
 
+/// The folder `name` of the user's cache: below `$VIDUR_CACHE_DIR`, else `$XDG_CACHE_HOME/vidur`, else
+/// `~/.cache/vidur`; `None` where there is no such place.
+pub fn user_cache(name: &str) -> Option<PathBuf> {
+    // The XDG specification says to ignore paths that are not absolute.
+    let folder =
+        |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let own = std::env::var_os("VIDUR_CACHE_DIR").filter(|dir| !dir.is_empty());
+    let base = own.map(PathBuf::from).or_else(|| {
+        let caches = folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache")));
+        Some(caches?.join("vidur"))
+    });
+    base.map(|base| base.join(name))
+}
+
 /// One table by name.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Sheet {
@@ -63,16 +77,7 @@ impl TableCache {
     /// Keeps tables in the user's cache: `$VIDUR_CACHE_DIR/tables`, else
     /// `$XDG_CACHE_HOME/vidur/tables`, else `~/.cache/vidur/tables`.
     pub fn of_user() -> TableCache {
-        // The XDG specification says to ignore paths that are not absolute.
-        let folder = |name: &str| {
-            std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute())
-        };
-        let own = std::env::var_os("VIDUR_CACHE_DIR").filter(|dir| !dir.is_empty());
-        let base = own.map(PathBuf::from).or_else(|| {
-            let caches = folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache")));
-            Some(caches?.join("vidur"))
-        });
-        TableCache { dir: base.map(|base| base.join("tables")) }
+        TableCache { dir: user_cache("tables") }
     }
 
     /// The tables of `key`; `None` when they are not kept, or damaged.

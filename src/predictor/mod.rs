@@ -29,7 +29,7 @@ mod table_read;
 pub(crate) mod test_support;
 pub mod window;
 
-pub use cache::TableCache;
+pub use cache::{TableCache, user_cache};
 pub use config::{AttentionBatchingOverhead, Limits, OperatorSettings, PredictorConfig};
 pub use provenance::Provenance;
 pub use stage::StageCost;

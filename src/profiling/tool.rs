@@ -79,13 +79,46 @@ impl Tools {
     }
 }
 
+impl Tools {
+    /// Runs `name`, which need not end by itself, until it prints a line that `take` makes something
+    /// of; then it is killed.
+    ///
+    /// # Errors
+    /// [`ToolError::Late`] when no such line comes within `limit`, or before the tool's end.
+    pub fn watch<T>(
+        &self,
+        name: &str,
+        limit: Duration,
+        take: impl Fn(&str) -> Option<T>,
+    ) -> Result<T, ToolError> {
+        let mut command = Command::new(self.find(name).ok_or(ToolError::Absent)?);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = start(&mut command)?;
+        let (end, pipe) = (Instant::now() + limit, drain(child.stdout.take()));
+        let mut bytes: Vec<u8> = Vec::new();
+        let mut taken = None;
+        while taken.is_none()
+            && let Ok(piece) = pipe.recv_timeout(end.saturating_duration_since(Instant::now()))
+        {
+            bytes.extend(piece);
+            while let (None, Some(at)) = (&taken, bytes.iter().position(|&b| b == b'\n')) {
+                let line: Vec<u8> = bytes.drain(..=at).collect();
+                taken = take(&String::from_utf8_lossy(&line));
+            }
+        }
+        let _ = child.kill();
+        let _ = child.wait();
+        taken.ok_or(ToolError::Late(limit))
+    }
+}
+
 /// Runs `command` to its end, or kills it at the deadline.
 ///
 /// # Errors
 /// See [`ToolError`].
 pub fn run(mut command: Command, deadline: Duration) -> Result<Output, ToolError> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(ToolError::Start)?;
+    let mut child = start(&mut command)?;
     let end = Instant::now() + deadline;
     // Pipes are read beside the waiting: a full one would stop the tool. A grandchild may hold them
     // open after the tool's end, so nothing waits for their end without a limit either.
@@ -104,6 +137,20 @@ pub fn run(mut command: Command, deadline: Duration) -> Result<Output, ToolError
         String::from_utf8_lossy(&bytes).into_owned()
     };
     Ok(Output { status, stdout: text(stdout), stderr: text(stderr) })
+}
+
+/// Starts `command`. A file that another process still holds open for writing is tried again for a
+/// moment: it has just been installed.
+fn start(command: &mut Command) -> Result<Child, ToolError> {
+    for _ in 0..50 {
+        match command.spawn() {
+            Err(e) if e.kind() == std::io::ErrorKind::ExecutableFileBusy => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            other => return other.map_err(ToolError::Start),
+        }
+    }
+    command.spawn().map_err(ToolError::Start)
 }
 
 /// Waits until `end`; a child that is still there then is killed, and it is `None`.

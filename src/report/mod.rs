@@ -8,5 +8,6 @@ pub mod html;
 pub mod plots;
 pub mod request_csv;
 pub mod run_dir;
+pub mod scatter_svg;
 pub mod text;
 pub mod vllm_bench;

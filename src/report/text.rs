@@ -107,11 +107,16 @@ pub fn operators(operators: &[OperatorShare]) -> String {
 
 /// `text` in lines of at most 79 columns, broken between words.
 pub fn wrap(text: &str) -> String {
+    wrap_to(text, 79)
+}
+
+/// `text` in lines of at most `most` columns, broken between words.
+pub fn wrap_to(text: &str, most: usize) -> String {
     let mut out = String::new();
     let mut width = 0;
     for word in text.split(' ') {
         let length = word.chars().count();
-        if width > 0 && width + 1 + length > 79 {
+        if width > 0 && width + 1 + length > most {
             out.push('\n');
             width = 0;
         } else if width > 0 {
@@ -145,9 +150,11 @@ pub fn number(v: f64) -> String {
         a if a >= 10.0 => 2,
         _ => 3,
     };
-    let plain = format!("{v:.decimals$}");
+    let plain = format!("{:.decimals$}", v.abs());
     let (whole, fraction) = plain.split_once('.').unwrap_or((&plain, ""));
-    let mut grouped = String::new();
+    // No sign before nothing but zeros.
+    let negative = v < 0.0 && plain.bytes().any(|c| (b'1'..=b'9').contains(&c));
+    let mut grouped = String::from(if negative { "-" } else { "" });
     for (i, c) in whole.chars().enumerate() {
         if i > 0 && (whole.len() - i) % 3 == 0 {
             grouped.push(',');
@@ -172,5 +179,8 @@ mod tests {
             assert_eq!(number(v), text);
         }
         assert_eq!(number(1_234_567.8), "1,234,568");
+        assert_eq!(number(-781.6), "-781.6");
+        assert_eq!(number(-1234.0), "-1,234");
+        assert_eq!(number(-0.0001), "0.000");
     }
 }

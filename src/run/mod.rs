@@ -1,9 +1,11 @@
 //! A run: its config file, what that resolves to, and running it. Where profiling's data,
 //! predictor, workload and simulator meet.
 
+pub mod compare;
 mod config;
 pub mod lookup;
 mod overrides;
+mod pool;
 mod resolve;
 
 pub use config::{
@@ -11,4 +13,5 @@ pub use config::{
 };
 pub use lookup::ResolveError;
 pub use overrides::ConfigError;
+pub use pool::Pool;
 pub use resolve::{DeploymentReport, KvReport, Run};

@@ -3,6 +3,7 @@
 use super::config::{KvSize, RunConfig};
 use super::lookup::{self, ResolveError, at};
 use super::overrides::expand;
+use super::pool::Pool;
 use crate::cost::CostModel;
 use crate::metrics::{RecordOptions, Recorder, StageFlops};
 use crate::predictor::{self, Limits, PredictorConfig, Provenance, System, TableCache};
@@ -14,6 +15,7 @@ use crate::spec::model::{Dtype, ModelSpec};
 use crate::spec::parallel::Parallelism;
 use crate::workload::Workload;
 use serde::Serialize;
+use std::sync::Arc;
 
 /// A run that can start.
 pub struct Run {
@@ -24,7 +26,7 @@ pub struct Run {
     /// On what.
     pub device: DeviceSku,
     /// Step times.
-    pub cost: Box<dyn CostModel>,
+    pub cost: Arc<dyn CostModel>,
     /// Where they come from.
     pub provenance: Provenance,
     /// What is asked of the fleet.
@@ -87,9 +89,22 @@ impl Run {
     /// # Errors
     /// The first thing that does not hold.
     pub fn resolve_with(
+        config: RunConfig,
+        catalog: &Catalog,
+        cache: &TableCache,
+    ) -> Result<Self, ResolveError> {
+        Run::resolve_in(config, catalog, cache, None)
+    }
+
+    /// As [`Run::resolve_with`]; what several runs have in common is made once and kept in `pool`.
+    ///
+    /// # Errors
+    /// The first thing that does not hold.
+    pub fn resolve_in(
         mut config: RunConfig,
         catalog: &Catalog,
         cache: &TableCache,
+        pool: Option<&Pool>,
     ) -> Result<Self, ResolveError> {
         expand_paths(&mut config)?;
         let model = catalog.model(&config.model).map_err(at("model"))?;
@@ -119,21 +134,31 @@ impl Run {
             None if parallel.num_devices() > 1 => lookup::wiring(&device, catalog)?,
             stated => stated.clone(),
         };
-        let workload = config.workload.build(config.seed).map_err(plain)?;
+        let workload = match pool {
+            Some(pool) => {
+                let shared = pool.workload(&config.workload, config.seed).map_err(plain)?;
+                Workload::clone(&shared)
+            }
+            None => config.workload.build(config.seed).map_err(plain)?,
+        };
         check_context(&workload, &model)?;
-        let (cost, provenance) = predictor::build(
-            &config.predictor,
-            &System {
-                root: &root,
-                model: &model,
-                device: &device,
-                network_device: network.as_deref(),
-                parallel,
-            },
-            Limits { max_batch_tokens: limits.max_tokens, max_batch_size: limits.max_seqs },
-            cache,
-        )
-        .map_err(plain)?;
+        let system = System {
+            root: &root,
+            model: &model,
+            device: &device,
+            network_device: network.as_deref(),
+            parallel,
+        };
+        let bounds =
+            Limits { max_batch_tokens: limits.max_tokens, max_batch_size: limits.max_seqs };
+        let (cost, provenance) = match pool {
+            Some(pool) => pool.cost(&config.predictor, &system, bounds, cache).map_err(plain)?,
+            None => {
+                let (cost, provenance) =
+                    predictor::build(&config.predictor, &system, bounds, cache).map_err(plain)?;
+                (Arc::from(cost), provenance)
+            }
+        };
         let sim = SimConfig {
             num_replicas: cluster.num_replicas,
             router: cluster.router,

@@ -47,6 +47,8 @@ pub struct Outcome {
     pub num_batches: u64,
     /// When the last event happened.
     pub end: SimTime,
+    /// Whether the observer had enough before every request was served.
+    pub cut_short: bool,
 }
 
 /// Simulates `workload` to its end and tells `observer` what happens.
@@ -119,6 +121,8 @@ struct Engine<'a, O> {
     repeats: Vec<Repeat>,
     /// A request lost its cache when the last batch was formed.
     disturbed: bool,
+    /// The observer had enough.
+    cut_short: bool,
 }
 
 impl<'a, O: Observer> Engine<'a, O> {
@@ -168,11 +172,16 @@ impl<'a, O: Observer> Engine<'a, O> {
             stretches: takes_repeats && (workload.clients.is_none() || config.num_replicas == 1),
             repeats: Vec::new(),
             disturbed: false,
+            cut_short: false,
         }
     }
 
     fn run(&mut self) {
         while let Some(now) = self.next_instant() {
+            if self.observer.enough() {
+                self.cut_short = true;
+                return;
+            }
             self.now = now;
             while let Some(&Reverse((time, _, replica, stage))) = self.ends.peek() {
                 if time > now {
@@ -398,10 +407,15 @@ impl<'a, O: Observer> Engine<'a, O> {
     fn finish(self) -> Result<Outcome, SimError> {
         let unfinished = self.requests.iter().filter(|r| !r.is_complete()).count();
         let left = unfinished + self.arrivals.left();
-        if left > 0 {
+        if left > 0 && !self.cut_short {
             return Err(SimError::Stuck { left });
         }
         self.observer.ended(self.now);
-        Ok(Outcome { requests: self.requests, num_batches: self.num_batches, end: self.now })
+        Ok(Outcome {
+            requests: self.requests,
+            num_batches: self.num_batches,
+            end: self.now,
+            cut_short: self.cut_short,
+        })
     }
 }

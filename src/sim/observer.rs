@@ -73,7 +73,13 @@ pub trait Observer {
     /// All that could happen at `now` on `replica` has happened.
     fn settled(&mut self, now: SimTime, replica: ReplicaId, kv: &KvBlocks, waiting: usize) {}
 
-    /// Nothing more will happen.
+    /// Whether everything that this observer is there for has been told, so that the run may be cut
+    /// short. What was told until then is the same as in the whole run.
+    fn enough(&self) -> bool {
+        false
+    }
+
+    /// Nothing more will happen, or will be told.
     fn ended(&mut self, now: SimTime) {}
 }
 
@@ -99,6 +105,10 @@ macro_rules! both {
 impl<A: Observer, B: Observer> Observer for (A, B) {
     fn takes_repeats(&self) -> bool {
         self.0.takes_repeats() && self.1.takes_repeats()
+    }
+
+    fn enough(&self) -> bool {
+        self.0.enough() && self.1.enough()
     }
 
     both! {

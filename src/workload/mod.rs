@@ -3,11 +3,13 @@
 mod arrivals;
 mod lengths;
 mod prefixes;
+mod rate;
 mod trace;
 
 pub use arrivals::ArrivalConfig;
 pub use lengths::{LengthConfig, LongLengths, TokenRange};
 pub use prefixes::Prefixes;
+pub use rate::RateTemplate;
 pub use trace::{Empty, TooLong, TraceConfig, TraceError, TraceFormat, read_lengths, read_trace};
 
 use crate::rng;

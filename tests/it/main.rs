@@ -1,6 +1,8 @@
 //! All integration tests in one binary. Names read as sentences; snapshots are refreshed with
 //! `INSTA_UPDATE=always cargo test` and reviewed in the diff.
 
+mod capacity;
+mod capacity_search;
 mod cli;
 mod conformance;
 mod conformance_forest;

@@ -119,6 +119,46 @@ fn a_run_becomes_one_page() {
 }
 
 #[test]
+fn a_plan_becomes_a_page_whose_points_lead_to_their_rows() {
+    let dir = tempfile::tempdir().unwrap();
+    let plan = "run:
+  model: meta-llama/Llama-3.1-8B
+  predictor: {roofline: {}}
+  workload: {synthetic: {num_requests: 100, arrivals: {poisson: {requests_per_s: 1}},
+    lengths: {fixed: {prefill_tokens: 500, decode_tokens: 50}}}}
+space: {skus: [h100_sxm, l40s, l4], schedulers: [{sarathi: {max_num_seqs: [16, 64]}}]}
+slo: {ttft_ms: {p90: 1000}}
+search: {requests: 100, precision_percent: 10}
+";
+    fs::write(dir.path().join("plan.yml"), plan).unwrap();
+    let (code, text) = vidur(dir.path(), &["capacity", "plan.yml", "--output-dir", "found"]);
+    assert_eq!(code, 0, "{text}");
+    let (code, text) = vidur(dir.path(), &["report", "found"]);
+    assert_eq!(code, 0, "{text}");
+    let html = fs::read_to_string(dir.path().join("found/report.html")).unwrap();
+    assert!(html.len() < 5_000_000);
+    assert!(html.contains("USD per million output tokens") && html.contains("max_num_seqs"));
+    let clicked = in_browser(
+        dir.path(),
+        &html,
+        "const hit = document.querySelector('svg .hit');
+         hit.dispatchEvent(new MouseEvent('mousemove', {clientX: 50, clientY: 50}));
+         const shown = document.getElementById('tip').textContent == hit.dataset.tip;
+         hit.dispatchEvent(new MouseEvent('click'));
+         const row = document.querySelector('tr.on');
+         const led = row && row.id == hit.dataset.row;
+         const filter = document.querySelector('input.filter');
+         const rows = [...document.getElementById(filter.dataset.for).tBodies[0].rows];
+         filter.value = 'L40S'; filter.dispatchEvent(new Event('input'));
+         const left = rows.filter((r) => !r.hidden);
+         return [shown, led, rows.length, left.length].join(' ');",
+    );
+    if let Some(clicked) = clicked {
+        assert_eq!(clicked, "true true 6 2");
+    }
+}
+
+#[test]
 fn a_folder_without_a_run_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let (code, text) = vidur(dir.path(), &["report", "nothing"]);

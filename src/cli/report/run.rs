@@ -41,8 +41,10 @@ pub fn page(
     let tried = explain::try_changes(&run.config, catalog, cache);
 
     let headline = crate::cli::simulate::headline(&run);
-    let (title, rest) = headline.split_once('\n').unwrap_or((&headline, ""));
-    let mut page = Page::new(title, &rest.replace('\n', " "));
+    // The terminal's lines are cut to its width; a page has its own.
+    let flat = headline.replace('\n', " ");
+    let (title, rest) = flat.split_once(" scheduler ").unwrap_or((&flat, ""));
+    let mut page = Page::new(title, rest);
     let then = written["summary"]["latency"]["e2e_ms"]["mean"].as_f64();
     if then.is_some() && then != found.summary.latency.e2e_ms.map(|d| d.mean) {
         page.warning(

@@ -149,6 +149,21 @@ fn neuron_goes_before_nvidia_unless_another_is_asked_for() {
 }
 
 #[test]
+fn an_old_sdk_is_asked_for_the_instance_through_its_endless_monitor() {
+    let old = r#"[{"neuron_device":0,"nc_count":2,"memory_size":34359738368,"connected_to":null}]"#;
+    let machine = Machine::new().neuron_ls(&format!("echo '{old}'"));
+    assert_eq!(machine.detect(None).unwrap().sku, None);
+    let record = r#"{"neuron_runtime_data":[],"instance_info":{"instance_type":"inf2.xlarge"}}"#;
+    let body = format!("echo starting; while :; do echo '{record}'; sleep 0.05; done");
+    script(machine.bin.path(), "neuron-monitor", &body);
+    let found = machine.detect(None).unwrap();
+    assert_eq!(
+        (found.sku.as_deref(), found.nodes),
+        (Some("inferentia2"), vec!["inf2.xlarge".to_owned()])
+    );
+}
+
+#[test]
 fn a_whole_inferentia_node_has_its_wiring() {
     let one = r#"{"instance_type":"inf2.48xlarge","neuron_device":0,"nc_count":2,"memory_size":34359738368,"connected_to":[1,11],"numa_node":"-1"}"#;
     let machine = Machine::new().neuron_ls(&format!("echo '[{}]'", [one; 12].join(",")));

@@ -127,6 +127,9 @@ struct Found {
     unknown: Vec<String>,
 }
 
+/// neuron-monitor prints its first record after one period, 5 s unless configured.
+const MONITOR_LIMIT: std::time::Duration = std::time::Duration::from_secs(12);
+
 fn neuron_devices(tools: &Tools, asked: &mut Vec<Asked>) -> Option<Found> {
     let listed = match tools.run("neuron-ls", &["-j"]) {
         Err(e) => Err(e.to_string()),
@@ -148,6 +151,14 @@ fn neuron_devices(tools: &Tools, asked: &mut Vec<Asked>) -> Option<Found> {
     }
     let answer = format!("{} devices", devices.len());
     asked.push(Asked { source: source.into(), answer });
+    let mut devices = devices;
+    if devices[0].instance_type.is_none() && tools.find("neuron-monitor").is_some() {
+        // Old SDKs tell it here only.
+        let record = tools.watch("neuron-monitor", MONITOR_LIMIT, neuron::monitored_instance);
+        let answer = record.as_ref().map_or_else(ToString::to_string, String::clone);
+        asked.push(Asked { source: "neuron-monitor".into(), answer });
+        devices[0].instance_type = record.ok();
+    }
     let sku = neuron::sku(&devices).map(str::to_owned);
     let instance = devices[0].instance_type.clone();
     let devices = devices.iter().map(|device| Device {

@@ -67,6 +67,14 @@ fn device(position: usize, entry: &Value) -> Result<NeuronDevice, String> {
     })
 }
 
+/// The instance type from a record of `neuron-monitor`, which prints one as a line of JSON every few
+/// seconds for ever; its latency objects are null where nothing ran.
+pub fn monitored_instance(line: &str) -> Option<String> {
+    let record: Value = serde_json::from_str(line.trim()).ok()?;
+    let name = record.get("instance_info")?.get("instance_type")?.as_str()?;
+    (!name.is_empty()).then(|| name.to_owned())
+}
+
 /// A whole number, also as a string.
 fn number(value: &Value) -> Option<u64> {
     value.as_u64().or_else(|| value.as_str()?.trim().parse().ok())
@@ -187,6 +195,15 @@ mod tests {
             assert!(parse(text).is_err(), "{text}");
         }
         assert_eq!(parse("[]"), Ok(Vec::new()));
+    }
+
+    #[test]
+    fn a_record_of_the_monitor_names_the_instance() {
+        let record = r#"{"neuron_runtime_data":[{"report":{"execution_stats":{"latency_stats":{"total_latency":null,"device_latency":null}}}}],"instance_info":{"instance_type":"trn1.2xlarge","error":""}}"#;
+        assert_eq!(monitored_instance(record).as_deref(), Some("trn1.2xlarge"));
+        for line in ["", "{}", r#"{"instance_info":{"instance_type":""}}"#, "starting"] {
+            assert_eq!(monitored_instance(line), None, "{line}");
+        }
     }
 
     #[test]

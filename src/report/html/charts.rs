@@ -58,12 +58,46 @@ fn text(e: &dyn std::fmt::Display) -> String {
     e.to_string()
 }
 
-/// A number at an axis.
-fn tick(v: f64) -> String {
-    let text = crate::report::text::number(v);
-    match text.contains('.') {
-        true => text.trim_end_matches('0').trim_end_matches('.').to_owned(),
-        false => text,
+/// What an axis shows.
+#[derive(Clone, Copy, Debug)]
+struct Axis {
+    from: f64,
+    to: f64,
+    logarithmic: bool,
+}
+
+impl Axis {
+    fn linear(from: f64, to: f64) -> Self {
+        Axis { from, to, logarithmic: false }
+    }
+
+    /// All of `spots`: from zero, or logarithmic where they differ by more than a factor of 10.
+    fn of(spots: &[Spot], value: fn(&Spot) -> f64) -> Self {
+        let least = spots.iter().map(value).fold(f64::INFINITY, f64::min);
+        let most = spots.iter().map(value).fold(0.0, f64::max);
+        if least > 0.0 && most > 10.0 * least {
+            let (from, to) = (least.log10(), most.log10());
+            let margin = 0.04 * (to - from);
+            return Axis { from: from - margin, to: to + margin, logarithmic: true };
+        }
+        Axis::linear(0.0, most.max(1e-9) * 1.06)
+    }
+
+    fn place(self, v: f64) -> f64 {
+        if self.logarithmic { v.log10() } else { v }
+    }
+
+    fn name(self, desc: &str) -> String {
+        if self.logarithmic { format!("{desc} (logarithmic)") } else { desc.to_owned() }
+    }
+
+    fn tick(self, place: f64) -> String {
+        let v = if self.logarithmic { 10_f64.powf(place) } else { place };
+        let text = crate::report::text::number(v);
+        match text.contains('.') {
+            true => text.trim_end_matches('0').trim_end_matches('.').to_owned(),
+            false => text,
+        }
     }
 }
 
@@ -71,8 +105,7 @@ fn tick(v: f64) -> String {
 fn frame(
     size: (u32, u32),
     (title, x_desc, y_desc): (&str, &str, &str),
-    x: std::ops::Range<f64>,
-    y: std::ops::Range<f64>,
+    (x, y): (Axis, Axis),
     paint: impl FnOnce(&mut Chart<'_, '_>) -> Result<(), String>,
 ) -> Result<String, String> {
     let mut svg = String::new();
@@ -83,8 +116,9 @@ fn frame(
             .margin(8)
             .x_label_area_size(36)
             .y_label_area_size(if y_desc.is_empty() { 8 } else { 52 })
-            .build_cartesian_2d(x, y)
+            .build_cartesian_2d(x.from..x.to, y.from..y.to)
             .map_err(|e| text(&e))?;
+        let (x_tick, y_tick) = (|v: &f64| x.tick(*v), |v: &f64| y.tick(*v));
         let mut mesh = chart.configure_mesh();
         mesh.x_desc(x_desc)
             .light_line_style(BLACK.mix(0.0))
@@ -93,8 +127,8 @@ fn frame(
             .axis_desc_style(("sans-serif", 12))
             .x_labels(6)
             .y_labels(if y_desc.is_empty() { 0 } else { 6 })
-            .x_label_formatter(&|v| tick(*v))
-            .y_label_formatter(&|v| tick(*v));
+            .x_label_formatter(&x_tick)
+            .y_label_formatter(&y_tick);
         if !y_desc.is_empty() {
             mesh.y_desc(y_desc);
         }
@@ -117,7 +151,8 @@ pub fn course(
 ) -> Result<String, String> {
     let top = intervals.iter().map(|i| i.max).fold(0.0, f64::max).max(1e-9) * 1.05;
     let end_s = end_s.max(1e-9);
-    frame((420, 240), (title, "seconds", unit), 0.0..end_s, 0.0..top, |chart| {
+    let axes = (Axis::linear(0.0, end_s), Axis::linear(0.0, top));
+    frame((420, 240), (title, "seconds", unit), axes, |chart| {
         let steps = |value: fn(&Interval) -> f64| {
             let ends = intervals.iter().skip(1).map(|i| i.start_s).chain([end_s]);
             intervals
@@ -143,7 +178,8 @@ pub fn batches(title: &str, lanes: usize, blocks: &[Block]) -> Result<String, St
     let (start, end) = if start < end { (start, end) } else { (0.0, 1.0) };
     let height = 90 + 16 * lanes.min(24) as u32;
     let lanes = lanes.max(1) as f64;
-    frame((860, height), (title, "seconds", ""), start..end, 0.0..lanes, |chart| {
+    let axes = (Axis::linear(start, end), Axis::linear(0.0, lanes));
+    frame((860, height), (title, "seconds", ""), axes, |chart| {
         let rectangles = blocks.iter().map(|b| {
             let top = lanes - b.lane as f64;
             let mix = |from: u8, to: u8| {
@@ -164,29 +200,21 @@ pub fn batches(title: &str, lanes: usize, blocks: &[Block]) -> Result<String, St
 /// # Errors
 /// What the drawing library says.
 pub fn scatter(title: &str, x_desc: &str, y_desc: &str, spots: &[Spot]) -> Result<String, String> {
-    let top = |of: fn(&Spot) -> f64| spots.iter().map(of).fold(0.0, f64::max).max(1e-9) * 1.06;
+    let (x, y) = (Axis::of(spots, |s| s.x), Axis::of(spots, |s| s.y));
+    let place = |s: &Spot| (x.place(s.x), y.place(s.y));
     let mut places = Vec::new();
-    let svg = frame(
-        (640, 400),
-        (title, x_desc, y_desc),
-        0.0..top(|s| s.x),
-        0.0..top(|s| s.y),
-        |chart| {
-            let mut front: Vec<(f64, f64)> =
-                spots.iter().filter(|s| s.on_front).map(|s| (s.x, s.y)).collect();
-            front.sort_by(|a, b| a.0.total_cmp(&b.0));
-            chart
-                .draw_series(LineSeries::new(front, ORANGE.stroke_width(2)))
-                .map_err(|e| text(&e))?;
-            let circles = spots.iter().map(|s| match s.on_front {
-                true => Circle::new((s.x, s.y), 5, ORANGE.filled()),
-                false => Circle::new((s.x, s.y), 4, BLUE.mix(0.55).filled()),
-            });
-            chart.draw_series(circles).map_err(|e| text(&e))?;
-            places = spots.iter().map(|s| chart.backend_coord(&(s.x, s.y))).collect();
-            Ok(())
-        },
-    )?;
+    let svg = frame((640, 400), (title, &x.name(x_desc), &y.name(y_desc)), (x, y), |chart| {
+        let mut front: Vec<(f64, f64)> = spots.iter().filter(|s| s.on_front).map(place).collect();
+        front.sort_by(|a, b| a.0.total_cmp(&b.0));
+        chart.draw_series(LineSeries::new(front, ORANGE.stroke_width(2))).map_err(|e| text(&e))?;
+        let circles = spots.iter().map(|s| match s.on_front {
+            true => Circle::new(place(s), 5, ORANGE.filled()),
+            false => Circle::new(place(s), 4, BLUE.mix(0.55).filled()),
+        });
+        chart.draw_series(circles).map_err(|e| text(&e))?;
+        places = spots.iter().map(|s| chart.backend_coord(&place(s))).collect();
+        Ok(())
+    })?;
     let mut hits = String::new();
     for (spot, (x, y)) in spots.iter().zip(places) {
         let _ = writeln!(

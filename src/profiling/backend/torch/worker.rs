@@ -66,6 +66,8 @@ pub struct Worker {
     stdin: ChildStdin,
     lines: Receiver<String>,
     complaints: Arc<Mutex<VecDeque<String>>>,
+    /// Disconnects when all complaints have been read.
+    silent: Receiver<()>,
     last_id: u64,
 }
 
@@ -105,7 +107,9 @@ impl Worker {
         });
         let complaints = Arc::new(Mutex::new(VecDeque::new()));
         let kept = Arc::clone(&complaints);
+        let (speaking, silent) = mpsc::channel();
         std::thread::spawn(move || {
+            let _speaking: mpsc::Sender<()> = speaking;
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
                 let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
                 kept.push_back(line);
@@ -114,7 +118,7 @@ impl Worker {
                 }
             }
         });
-        Ok(Worker { child, stdin, lines, complaints, last_id: 0 })
+        Ok(Worker { child, stdin, lines, complaints, silent, last_id: 0 })
     }
 
     /// Sends `request` (an object with `do`) and waits for its answer.
@@ -158,7 +162,7 @@ impl Worker {
     fn end(&mut self, what: &str) -> CallError {
         // It may be dying: its own status says more than ours.
         let mut status = None;
-        for _ in 0..20 {
+        for _ in 0..200 {
             if let Ok(Some(ended)) = self.child.try_wait() {
                 status = Some(ended);
                 break;
@@ -170,6 +174,8 @@ impl Worker {
         }
         let _ = self.child.kill();
         let _ = self.child.wait();
+        // Unless a child of its own keeps the pipe open, its last words are complete soon.
+        let _ = self.silent.recv_timeout(Duration::from_secs(1));
         let complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
         let words = complaints.iter().rev().map(|line| line.trim()).find(|line| !line.is_empty());
         let words = words.map(|w| w.chars().take(200).collect::<String>());
