@@ -41,7 +41,8 @@ pub struct Prediction {
     pub simulated: Result<Times, String>,
     /// Simulated in the same way, from data sheets.
     pub roofline_simulated: Result<Times, String>,
-    /// Formulas on data sheets: see [`formula`].
+    /// Formulas on data sheets: the prefill of one prompt; a decode step of all clients, and their share
+    /// of the others' prefills.
     pub roofline: Result<Times, String>,
 }
 
