@@ -40,7 +40,9 @@ pub fn run(args: Args) -> Result<(), Failure> {
 /// Writes a file whole or not at all.
 fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    let mut file = tempfile::Builder::new()
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
+        .tempfile_in(folder)?;
     file.write_all(bytes)?;
     file.persist(path).map(|_| ()).map_err(|e| e.error)
 }
