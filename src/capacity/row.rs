@@ -252,6 +252,14 @@ impl Row {
             }
         }
         parts.push(self.scheduler.clone());
+        for (name, value) in self.other_labels() {
+            parts.push(format!("{}={value}", name.rsplit('.').next().unwrap_or(name)));
+        }
+        parts.join(" ")
+    }
+
+    /// The dimensions that no field of a row says, as name and value.
+    pub fn other_labels(&self) -> impl Iterator<Item = &(String, String)> {
         const SAID: [&str; 7] = [
             "model",
             "sku",
@@ -261,10 +269,7 @@ impl Row {
             "scheduler",
             "workload",
         ];
-        for (name, value) in self.labels.iter().filter(|l| !SAID.contains(&l.0.as_str())) {
-            parts.push(format!("{}={value}", name.rsplit('.').next().unwrap_or(name)));
-        }
-        parts.join(" ")
+        self.labels.iter().filter(|label| !SAID.contains(&label.0.as_str()))
     }
 
     /// The 90th percentile of the time to first token at the capacity, milliseconds.

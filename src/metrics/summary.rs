@@ -175,6 +175,19 @@ impl Recorder {
         self.requests.iter().filter_map(|r| r.figure_ms(figure)).collect()
     }
 
+    /// The values that the curve of a latency is drawn through, milliseconds: every request's, or
+    /// evenly spaced quantiles when requests are sampled.
+    pub fn curve(&self, figure: Figure) -> Vec<f64> {
+        const POINTS: usize = 401;
+        match &self.sampled {
+            None => self.values(figure),
+            Some(sampled) => {
+                let ns = sampled.figure(figure).quantiles(POINTS);
+                ns.into_iter().map(|ns| ns * 1e-6).collect()
+            }
+        }
+    }
+
     /// The distribution of the gaps between tokens, all requests pooled, milliseconds.
     pub fn gap_distribution(&self) -> Option<Distribution> {
         match &self.sampled {

@@ -155,17 +155,8 @@ fn table(results: &Results<'_>, group: &Group, top: usize) -> String {
 
 /// Dimensions that have no column of their own.
 fn others(row: &Row) -> String {
-    const SHOWN: [&str; 7] = [
-        "model",
-        "sku",
-        "tensor_parallel",
-        "pipeline_parallel",
-        "replicas",
-        "scheduler",
-        "workload",
-    ];
-    let rest = row.labels.iter().filter(|(name, _)| !SHOWN.contains(&name.as_str()));
-    let parts: Vec<String> = rest
+    let parts: Vec<String> = row
+        .other_labels()
         .map(|(name, value)| format!("{}={value}", name.rsplit('.').next().unwrap_or(name)))
         .collect();
     parts.join(" ")

@@ -107,14 +107,13 @@ fn group_part(page: &mut Page, group: &Group, rows: &[Row]) -> Result<(), Failur
         Some(best) => {
             page.paragraph(&format!("Best: {}.", name(best)));
             let of = |v: Option<f64>| v.map_or_else(|| "-".into(), number);
-            let at = best.at.as_ref();
             page.tiles(&[
                 ("requests/s".into(), of(best.requests_per_s)),
                 ("USD per hour".into(), of(best.usd_per_hour)),
                 ("USD per million output tokens".into(), of(best.usd_per_million_output_tokens)),
                 ("joules per output token".into(), of(best.joules_per_output_token)),
-                ("TTFT P90, ms".into(), of(at.and_then(|a| a.ttft_ms).map(|d| d.p90))),
-                ("ITL P99, ms".into(), of(at.and_then(|a| a.itl_ms).map(|d| d.p99))),
+                ("TTFT P90, ms".into(), of(best.ttft_p90())),
+                ("ITL P99, ms".into(), of(best.itl_p99())),
             ]);
             if let Some(limit) = &best.limited_by {
                 page.paragraph(&format!("A higher rate fails by {limit}."));
@@ -137,10 +136,9 @@ fn group_part(page: &mut Page, group: &Group, rows: &[Row]) -> Result<(), Failur
         ("Cost against time between tokens", "ITL P99, ms", false),
     ] {
         let spot = |r: &&Row| {
-            let at = r.at.as_ref()?;
             let (latency, on_front) = match ttft {
-                true => (at.ttft_ms?.p90, r.pareto_ttft_p90),
-                false => (at.itl_ms?.p99, r.pareto_itl_p99),
+                true => (r.ttft_p90()?, r.pareto_ttft_p90),
+                false => (r.itl_p99()?, r.pareto_itl_p99),
             };
             let cost = cost(r)?;
             let tip = format!(
@@ -226,15 +224,15 @@ fn table(rows: &[Row]) -> Table {
             r.usd_per_hour,
             r.usd_per_million_output_tokens,
             r.joules_per_output_token,
-            at.and_then(|a| a.ttft_ms).map(|d| d.p90),
+            r.ttft_p90(),
             at.and_then(|a| a.tpot_ms).map(|d| d.mean),
-            at.and_then(|a| a.itl_ms).map(|d| d.p99),
+            r.itl_p99(),
             at.map(|a| a.kv_peak_percent),
             at.map(|a| a.extrapolated_percent),
         ] {
             cells.push(Cell::number(figure));
         }
-        let labels: Vec<String> = r.labels.iter().map(|(k, v)| format!("{k} {v}")).collect();
+        let labels: Vec<String> = r.other_labels().map(|(k, v)| format!("{k} {v}")).collect();
         cells.push(Cell::text(labels.join(", ")));
         let why = r.reason.as_deref().or(r.limited_by.as_deref()).unwrap_or_default();
         cells.push(Cell::long(why));

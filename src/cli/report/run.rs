@@ -134,13 +134,8 @@ fn curves(recorder: &Recorder) -> Result<Vec<(String, String)>, Failure> {
         ("Time per output token", Figure::Tpot),
         ("End-to-end latency", Figure::E2e),
     ] {
-        let values = match &recorder.sampled {
-            None => recorder.values(figure),
-            Some(sampled) => {
-                sampled.figure(figure).quantiles(401).into_iter().map(|ns| ns * 1e-6).collect()
-            }
-        };
-        if let Some(svg) = cdf_svg::draw(title, values).map_err(Failure::internal)? {
+        let svg = cdf_svg::draw(title, recorder.curve(figure)).map_err(Failure::internal)?;
+        if let Some(svg) = svg {
             figures.push((svg, String::new()));
         }
     }

@@ -11,8 +11,6 @@ use std::io::Write as _;
 
 /// Batches beyond which no trace is written: viewers do not open more.
 const MAX_TRACE_SPANS: usize = 300_000;
-/// Quantiles through which the curve of a sampled run is drawn.
-const CURVE_POINTS: usize = 401;
 
 /// Files beside the usual ones.
 #[derive(Clone, Copy, Debug)]
@@ -83,14 +81,7 @@ fn curves(dir: &RunDir, recorder: &Recorder) -> Result<(), RunDirError> {
         ("tpot_cdf.svg", "Time per output token", Figure::Tpot),
         ("e2e_cdf.svg", "End-to-end latency", Figure::E2e),
     ] {
-        let values = match &recorder.sampled {
-            None => recorder.values(figure),
-            Some(sampled) => {
-                let ns = sampled.figure(figure).quantiles(CURVE_POINTS);
-                ns.into_iter().map(|ns| ns * 1e-6).collect()
-            }
-        };
-        let svg = cdf_svg::draw(title, values)
+        let svg = cdf_svg::draw(title, recorder.curve(figure))
             .map_err(|cause| RunDirError::Io { path: name.to_owned(), cause })?;
         if let Some(svg) = svg {
             dir.write(name, |out| out.write_all(svg.as_bytes()))?;
