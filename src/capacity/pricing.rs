@@ -1,6 +1,6 @@
 //! What devices cost: on-demand prices of nodes from the catalogue, or prices of the user's own.
 
-use crate::spec::device::NodeSku;
+use crate::spec::device::{DeviceSku, NodeSku};
 use crate::yaml;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -93,8 +93,18 @@ impl Prices {
 }
 
 impl PriceList {
-    /// The prices `own` of the user and those of `nodes`.
-    pub fn new(own: Prices, nodes: Vec<NodeSku>) -> PriceList {
+    /// The prices `own` of the user and those of `nodes`. Devices whose cores count as devices are
+    /// counted by core from here on: prices are given for whole ones.
+    pub fn new(mut own: Prices, mut nodes: Vec<NodeSku>, devices: &[DeviceSku]) -> PriceList {
+        for device in devices.iter().filter(|device| device.num_cores() > 1) {
+            let cores = device.num_cores();
+            for node in nodes.iter_mut().filter(|node| node.device == device.name) {
+                node.num_devices = node.num_devices.saturating_mul(cores);
+            }
+            if let Some(usd) = own.devices.get_mut(&device.name) {
+                *usd /= f64::from(cores);
+            }
+        }
         PriceList { own, nodes }
     }
 
@@ -204,7 +214,20 @@ mod tests {
     use crate::spec::catalog::Catalog;
 
     fn list(own: Prices) -> PriceList {
-        PriceList::new(own, Catalog::open(None).nodes().unwrap())
+        let catalog = Catalog::open(None);
+        PriceList::new(own, catalog.nodes().unwrap(), &catalog.devices().unwrap())
+    }
+
+    #[test]
+    fn a_chip_of_several_cores_is_rented_whole_and_used_core_by_core() {
+        // inf2.xlarge: one Inferentia2 chip with two NeuronCores at 0.7582 USD/h.
+        let offers = list(Prices::default()).offers("inferentia2", 2);
+        assert_eq!(offers[0].node.as_deref(), Some("inf2.xlarge"));
+        assert_eq!((offers[0].replicas_per_node, offers[0].per_replica()), (1, 0.7582));
+        let one = list(Prices::default()).offers("inferentia2", 1);
+        assert_eq!((one[0].replicas_per_node, one[0].per_replica()), (2, 0.3791));
+        let own = Prices { devices: [("inferentia2".to_owned(), 0.5)].into(), ..Prices::default() };
+        assert_eq!(list(own).offers("inferentia2", 2)[0].per_replica(), 0.5);
     }
 
     #[test]

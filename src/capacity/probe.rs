@@ -319,10 +319,17 @@ impl Observer for Probe {
         self.ran(cost);
     }
 
-    fn tokens(&mut self, now: SimTime, ids: &[RequestId], _: &[Request]) {
+    fn batch_ended(
+        &mut self,
+        now: SimTime,
+        _: ReplicaId,
+        _: &Batch,
+        emitted: &[RequestId],
+        _: &[Request],
+    ) {
         // Requests that decode together mostly had their last token together too.
         let (mut gap, mut count) = (SimDuration::ZERO, 0);
-        for &id in ids {
+        for &id in emitted {
             let counts = self.counts(id);
             let times = &mut self.times[id.index()];
             let last = std::mem::replace(&mut times.last_token, now.as_ns());

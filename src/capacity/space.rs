@@ -208,7 +208,7 @@ pub fn scheduler_label(scheduler: &SchedulerConfig) -> String {
         _ => None,
     };
     let own = settings(scheduler).unwrap_or_default();
-    let parts: Vec<String> = if own.len() <= FEW {
+    let parts: Vec<String> = if own.len() <= FEW && !own.values().any(Value::is_object) {
         vec![own.values().map(Value::to_string).collect::<Vec<_>>().join("/")]
     } else {
         let plain = serde_json::json!({ scheduler.name(): {} });

@@ -57,10 +57,11 @@ impl<'a> Study<'a> {
     ) -> Result<Study<'a>, PlanError> {
         let rules = plan.rules().map_err(PlanError::Plan)?;
         let nodes = catalog.nodes().map_err(|e| PlanError::Plan(e.to_string()))?;
+        let devices = catalog.devices().map_err(|e| PlanError::Plan(e.to_string()))?;
         let own = plan.prices.clone().with_file().map_err(PlanError::Plan)?;
         Ok(Study {
             rules,
-            prices: PriceList::new(own, nodes),
+            prices: PriceList::new(own, nodes, &devices),
             plan,
             catalog,
             tables,
@@ -235,6 +236,7 @@ impl<'a> Study<'a> {
         // A device that lies beside its profiles has neither price nor node; looking it up fails later,
         // with the reason, if it lies nowhere.
         let Ok(device) = self.catalog.device(&cluster.sku) else { return Ok(row) };
+        let device = device.worker();
         row.sku.clone_from(&device.name);
         let per_replica = cluster.tensor_parallel.saturating_mul(cluster.pipeline_parallel).max(1);
         if limits.within_node

@@ -2,6 +2,7 @@
 
 use super::Failure;
 use super::table::{number, text};
+use crate::dataset::location::ProfileKind;
 use crate::dataset::read::{MissingValues, OpSamples};
 use crate::predictor::cv::{HeldOut, Pair, held_out};
 use crate::predictor::features::axes;
@@ -85,6 +86,14 @@ pub fn run(args: Args) -> Result<(), Failure> {
     let root = lookup::profile_root(args.profiling_dir.as_deref(), &args.sku, &model)
         .map_err(Failure::user)?;
     let device = lookup::device(&args.sku, &catalog, &root).map_err(Failure::user)?;
+    let has = |kind| root.has(kind, &device.names(), &model.names());
+    if has(ProfileKind::Graph) && !has(ProfileKind::Mlp) {
+        return Err(Failure::user(format!(
+            "{} on {} is profiled as whole graphs, which are looked up: there is nothing to fit, and \
+             `vidur simulate` takes them as they are",
+            model.name, device.name
+        )));
+    }
     // Taken before the work, so that a folder that cannot be written costs no time.
     let name = format!("fit-{}-{}", model.short_name(), device.name);
     let dir = super::new_run_dir(args.output_dir.as_deref(), &name)?;

@@ -310,6 +310,7 @@ fn write_device(job: &Job, backend: &dyn Backend, peaks: Peaks) -> Result<(), Fa
         peak_flops_per_s: BTreeMap::from([(device.dtype, peaks.flops_per_s.round())]),
         link_bytes_per_s: None,
         power_w: None,
+        cores: None,
         sources: vec![
             format!("memory: {memory}, {day}"),
             format!(

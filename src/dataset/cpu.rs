@@ -2,7 +2,6 @@
 
 use super::location::ProfileFile;
 use super::table::{ReadError, Table};
-use crate::stats;
 
 /// Host time of one step at one batch size. Milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -125,61 +124,6 @@ pub fn read_cpu_overheads(
     Ok(rows)
 }
 
-/// What was measured at one batch size from outside: the gap, and the times around it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct GapRow {
-    /// Requests that decoded together.
-    pub batch_size: u32,
-    /// Host time of each step that cannot be split, in milliseconds.
-    pub gap_ms: Vec<f64>,
-    /// The device's part of each step.
-    pub device_ms: Vec<f64>,
-    /// A question that costs the engine nothing, there and back.
-    pub transport_ms: Vec<f64>,
-}
-
-/// The whole of cpu_overheads.csv for `model` at `tensor_parallel`, in microsoft/vidur's columns and
-/// three of ours. What was not measured is empty.
-pub fn gaps_to_csv(model: &str, tensor_parallel: u32, rows: &[GapRow]) -> Vec<u8> {
-    const PARTS: [&str; 4] =
-        ["schedule", "sampler_e2e", "prepare_inputs_e2e", "process_model_outputs"];
-    let figures = super::schema::STATISTICS;
-    let named = |part: &str| figures.map(|figure| format!("{part}_{figure}"));
-    let mut header: Vec<String> = PARTS.iter().flat_map(|part| named(part)).collect();
-    for part in ["model_execution_e2e", "host_gap", "transport"] {
-        header.extend(named(part));
-    }
-    let keys = ["ray_comm_time_mean", "model_name", "batch_size", "tensor_parallel_degree"];
-    header.extend(keys.map(str::to_owned));
-    let mut text = super::write::line_of(&header);
-    for row in rows {
-        let mut cells = vec![String::new(); PARTS.len() * figures.len()];
-        for ms in [&row.device_ms, &row.gap_ms, &row.transport_ms] {
-            cells.extend(statistics(ms));
-        }
-        let keys = [
-            String::new(),
-            model.to_owned(),
-            row.batch_size.to_string(),
-            tensor_parallel.to_string(),
-        ];
-        cells.extend(keys);
-        text.push_str(&super::write::line_of(&cells));
-    }
-    text.into_bytes()
-}
-
-fn statistics(ms: &[f64]) -> Vec<String> {
-    let figures = [
-        ms.iter().copied().reduce(f64::min),
-        ms.iter().copied().reduce(f64::max),
-        stats::mean(ms),
-        stats::median(ms),
-        stats::std_dev(ms),
-    ];
-    figures.iter().map(|f| f.map_or(String::new(), |ms| ms.to_string())).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -207,23 +151,5 @@ mod tests {
              measure what is missing"
         );
         assert!(read(&["x"], 2).unwrap_err().to_string().contains("it has org/m"));
-    }
-
-    #[test]
-    fn a_gap_stands_for_the_parts_that_are_not_known() {
-        let row = |batch_size, gap: f64| GapRow {
-            batch_size,
-            gap_ms: vec![gap, gap + 2.0, gap + 1.0],
-            device_ms: vec![20.0],
-            transport_ms: vec![0.5],
-        };
-        let csv = gaps_to_csv("org/m", 2, &[row(1, 3.0), row(8, 5.0)]);
-        let rows =
-            read_cpu_overheads(&ProfileFile::from_bytes("cpu.csv", csv), &["org/m"], 2).unwrap();
-        assert_eq!(rows.iter().map(CpuOverhead::total_ms).collect::<Vec<_>>(), [4.0, 6.0]);
-        // Without a gap the parts are needed.
-        let csv = gaps_to_csv("org/m", 2, &[GapRow { gap_ms: Vec::new(), ..row(1, 3.0) }]);
-        let refused = read_cpu_overheads(&ProfileFile::from_bytes("cpu.csv", csv), &["org/m"], 2);
-        assert!(refused.unwrap_err().to_string().contains("schedule_median"));
     }
 }

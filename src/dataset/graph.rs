@@ -47,7 +47,7 @@ impl Phase {
 /// What tells the rows of one file apart; the file is sorted by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct GraphKey {
-    /// Devices that share each layer; the graph is that of one of them, without collectives.
+    /// Workers that share each layer; the graph is that of one of them.
     pub tensor_parallel: u32,
     /// What it does.
     pub phase: Phase,
@@ -80,6 +80,9 @@ pub struct GraphRow {
     pub cache: String,
     /// How it was timed.
     pub timing: String,
+    /// Whether the time holds the collectives of its tensor-parallel group; else the graph is that
+    /// of one worker's share alone.
+    pub with_collectives: bool,
     /// By name, of [`COUNTERS`].
     pub counters: BTreeMap<String, f64>,
 }
@@ -129,7 +132,8 @@ pub enum GraphError {
 
 fn columns() -> Vec<String> {
     let times = super::schema::STATISTICS.iter().map(|s| format!("time_stats.graph.{s}"));
-    let rest = KEYS.iter().chain(&["compile_s", "cache", "timing"]).chain(&COUNTERS);
+    let rest =
+        KEYS.iter().chain(&["compile_s", "cache", "timing", "with_collectives"]).chain(&COUNTERS);
     times.chain(rest.map(|name| (*name).to_owned())).collect()
 }
 
@@ -206,6 +210,16 @@ impl GraphTable {
         self.folder.join("graph.csv")
     }
 
+    /// Id of the model.
+    pub fn model(&self) -> &str {
+        &self.fingerprint.model.name
+    }
+
+    /// Name of the device that it is stored under.
+    pub fn sku(&self) -> &str {
+        &self.fingerprint.sku
+    }
+
     fn manifest_path(&self) -> PathBuf {
         self.folder.join("graph.manifest.json")
     }
@@ -236,10 +250,11 @@ impl GraphTable {
             key.batch.to_string(),
             key.bucket.to_string(),
             key.layers.to_string(),
-            if key.head { "True" } else { "False" }.into(),
+            truth(key.head),
             row.compile_s.to_string(),
             word(&row.cache),
             word(&row.timing),
+            truth(row.with_collectives),
         ]);
         cells.extend(COUNTERS.iter().map(|name| cell(row.counters.get(*name).copied())));
         self.rows.insert(key, cells);
@@ -284,6 +299,11 @@ impl GraphTable {
         write_atomically(&self.path(), text.as_bytes())?;
         Ok(())
     }
+}
+
+/// As pandas writes it.
+fn truth(flag: bool) -> String {
+    if flag { "True" } else { "False" }.into()
 }
 
 fn existing(path: &Path) -> Result<Option<Vec<u8>>, WriteError> {
@@ -350,6 +370,7 @@ mod tests {
             compile_s: 1.5,
             cache: "cold".into(),
             timing: "wall, \"clock\"".into(),
+            with_collectives: false,
             counters: BTreeMap::from([("hbm_read_bytes".into(), 12.0)]),
         };
         let run = || Run {
@@ -369,7 +390,10 @@ mod tests {
         assert_eq!(again.runs.len(), 1);
         assert_eq!(again.medians().collect::<Vec<_>>(), [(key, 2.0, 1.5)]);
         let text = fs::read_to_string(again.path()).unwrap();
-        assert!(text.contains(",1,token,4,256,2,True,1.5,cold,wall   clock ,,,,,12,\n"), "{text}");
+        assert!(
+            text.contains(",1,token,4,256,2,True,1.5,cold,wall   clock ,False,,,,,12,\n"),
+            "{text}"
+        );
         let refused = open(root.path(), "k 2", false).unwrap_err().to_string();
         assert!(
             refused.contains("kernels was k 1, is k 2") || refused.contains("kernels"),

@@ -1,5 +1,5 @@
 //! Where profiles lie: a folder on disk, or the set compiled into the program. Both have
-//! microsoft/vidur's layout: `compute/<sku>/<org>/<model>/{mlp,attention}.csv`,
+//! microsoft/vidur's layout: `compute/<sku>/<org>/<model>/{mlp,attention,graph}.csv`,
 //! `network/<network_device>/{all_reduce,send_recv}.csv`,
 //! `cpu_overhead/<network_device>/<org>/<model>/cpu_overheads.csv`.
 
@@ -41,6 +41,8 @@ pub enum ProfileKind {
     Mlp,
     /// Attention and the write to the KV cache.
     Attention,
+    /// Whole compiled graphs, bucket by bucket.
+    Graph,
     /// Sum over tensor-parallel devices.
     AllReduce,
     /// Hand-over between pipeline stages.
@@ -116,6 +118,7 @@ impl ProfileKind {
         match self {
             ProfileKind::Mlp => &["mlp.csv"],
             ProfileKind::Attention => &["attention.csv"],
+            ProfileKind::Graph => &["graph.csv"],
             ProfileKind::AllReduce => &["all_reduce.csv", "allreduce.csv"],
             ProfileKind::SendRecv => &["send_recv.csv"],
             ProfileKind::CpuOverhead => &["cpu_overheads.csv"],
@@ -124,7 +127,7 @@ impl ProfileKind {
 
     const fn folder(self) -> &'static str {
         match self {
-            ProfileKind::Mlp | ProfileKind::Attention => "compute",
+            ProfileKind::Mlp | ProfileKind::Attention | ProfileKind::Graph => "compute",
             ProfileKind::AllReduce | ProfileKind::SendRecv => "network",
             ProfileKind::CpuOverhead => "cpu_overhead",
         }
@@ -134,6 +137,7 @@ impl ProfileKind {
         match self {
             ProfileKind::Mlp => "vidur profile mlp",
             ProfileKind::Attention => "vidur profile attention",
+            ProfileKind::Graph => "vidur profile graph",
             ProfileKind::AllReduce | ProfileKind::SendRecv => "vidur profile collectives",
             ProfileKind::CpuOverhead => "vidur profile cpu-overhead",
         }
@@ -204,6 +208,12 @@ impl ProfileRoot {
             Some(file) => Ok(file),
             None => Err(self.not_found(kind, hosts, models)),
         }
+    }
+
+    /// Whether [`ProfileRoot::find`] would find one.
+    pub fn has(&self, kind: ProfileKind, hosts: &[&str], models: &[&str]) -> bool {
+        let models = if models.is_empty() { &[""][..] } else { models };
+        self.look(kind, hosts, models).is_ok_and(|found| found.is_some())
     }
 
     /// As [`ProfileRoot::find`]; `None` when there is none.

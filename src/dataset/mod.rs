@@ -4,7 +4,9 @@
 
 pub mod attention;
 pub mod cpu;
+pub mod cpu_file;
 pub mod graph;
+pub mod graph_read;
 pub mod journal;
 pub mod location;
 #[cfg(test)]

@@ -438,7 +438,7 @@ pub fn count_rows(file: &ProfileFile) -> Result<usize, ReadError> {
 
 /// Whether an operator's times are in mlp.csv.
 fn is_mlp(op: Op) -> bool {
-    !op.is_collective() && !ATTENTION_OPS.contains(&op) && op != Op::Host
+    !op.is_collective() && !op.is_graph() && !ATTENTION_OPS.contains(&op) && op != Op::Host
 }
 
 /// The rows without exact repetitions: public files hold some, and they are no new measurements.

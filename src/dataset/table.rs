@@ -103,6 +103,18 @@ pub enum ReadError {
         /// What the file has.
         present: String,
     },
+    /// Two rows of one thing.
+    #[error("{file}: line {line}: {what} stands on line {first} already; delete one of the two")]
+    Twice {
+        /// Path.
+        file: String,
+        /// The later line.
+        line: u64,
+        /// The earlier line.
+        first: u64,
+        /// What both measure.
+        what: String,
+    },
     /// Only missing values are left.
     #[error("{file}: column {column} holds no number in any row that applies; measure it again")]
     NothingMeasured {
@@ -191,7 +203,7 @@ impl<'a> Table<'a> {
         std::str::from_utf8(row.get(column.0).unwrap_or_default()).unwrap_or_default().trim()
     }
 
-    fn wrong(&self, row: &ByteRecord, column: Column, expected: &'static str) -> ReadError {
+    pub fn wrong(&self, row: &ByteRecord, column: Column, expected: &'static str) -> ReadError {
         ReadError::Cell {
             file: self.file.into(),
             line: line(row),

@@ -107,7 +107,12 @@ pub fn candidates(config: &RunConfig) -> Vec<Change> {
             around(field, value.try_into().unwrap_or(u32::MAX));
         }
     }
-    for other in ["sarathi", "vllm_v1"].into_iter().filter(|other| *other != name) {
+    // Graphs take no pieces of prompts.
+    let others = match config.predictor {
+        PredictorConfig::Graph(_) => [].as_slice(),
+        _ => &["sarathi", "vllm_v1"],
+    };
+    for other in others.iter().filter(|other| **other != name) {
         add(vec![format!("scheduler={{{other}: {{}}}}")], false);
     }
     let cluster = &config.cluster;

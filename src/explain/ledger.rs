@@ -102,7 +102,14 @@ impl Observer for Ledger<'_> {
         }
     }
 
-    fn batch_ended(&mut self, now: SimTime, _: ReplicaId, batch: &Batch) {
+    fn batch_ended(
+        &mut self,
+        now: SimTime,
+        _: ReplicaId,
+        batch: &Batch,
+        emitted: &[RequestId],
+        _: &[Request],
+    ) {
         let Some(at) = self.under_way.iter().position(|u| u.batch == batch.id) else { return };
         let UnderWay { formed_at, mut parts, .. } = self.under_way.swap_remove(at);
         let whole = now.since(formed_at).as_ns();
@@ -116,10 +123,7 @@ impl Observer for Ledger<'_> {
             }
             account.mark = now;
         }
-    }
-
-    fn tokens(&mut self, _: SimTime, ids: &[RequestId], _: &[Request]) {
-        for id in ids {
+        for id in emitted {
             let account = &mut self.accounts[id.index()];
             account.tokens += 1;
             account.lost = false;

@@ -149,10 +149,14 @@ fn binding(summary: &Summary, resources: &[(Resource, f64)]) -> Binding {
         };
     }
     let (resource, share) = resources.first().copied().unwrap_or((Resource::Unknown, 0.0));
+    let what = match resource {
+        Resource::Neither => "graphs that take more than twice as long as both allow",
+        _ => "operators that it bounds",
+    };
     Binding {
         resource: resource.name(),
         because: format!(
-            "devices are busy {busy:.0} % of the time, {:.0} % of that in operators that it bounds",
+            "devices are busy {busy:.0} % of the time, {:.0} % of that in {what}",
             100.0 * share
         ),
     }

@@ -18,9 +18,10 @@ pub enum Part {
     /// Everything that works token by token (projections, norms, feed-forward), as far as prompt
     /// tokens make it longer than the decoding sequences alone would.
     PrefillCompute,
-    /// The same for decoding sequences: mostly reading the weights.
+    /// The same for decoding sequences: mostly reading the weights. A token-generation graph whole.
     DecodeWeights,
-    /// Rows without a token that fill a batch up to the size of a captured graph.
+    /// Rows without a token that fill a batch up to the size of a captured graph, or a prompt up to
+    /// its bucket.
     Padding,
     /// Attention of prompts and of decoding sequences, and writing keys and values.
     Attention,
@@ -122,11 +123,14 @@ impl<'a> Cutter<'a> {
     /// The parts of a step that costs `cost`; they add up to its duration.
     pub fn cut(&mut self, stage: StageId, shape: &BatchShape, cost: StepCost) -> Parts {
         let (mut token_wise, mut attention, mut collectives) = (0.0, 0.0, 0.0);
+        let (mut padded, mut decoded) = (0.0, 0.0);
         for time in self.cost.stage_breakdown(stage, shape) {
             match time.op {
                 Op::AttnPrefill | Op::AttnDecode | Op::AttnKvCacheSave => attention += time.ms,
                 Op::AllReduce | Op::SendRecv => collectives += time.ms,
                 Op::Host => {}
+                Op::GraphPadding => padded += time.ms,
+                Op::TokenGraph => decoded += time.ms,
                 _ => token_wise += time.ms,
             }
         }
@@ -143,8 +147,8 @@ impl<'a> Cutter<'a> {
         };
         let weights = [
             (Part::PrefillCompute, tokens - decodes),
-            (Part::DecodeWeights, decodes),
-            (Part::Padding, padding),
+            (Part::DecodeWeights, decodes + decoded),
+            (Part::Padding, padding + padded),
             (Part::Attention, attention),
             (Part::Collectives, collectives),
         ];
@@ -159,20 +163,23 @@ impl<'a> Cutter<'a> {
             return *ms;
         }
         // Context is attention's concern, which is left out.
-        let decode_kv_tokens = u64::from(num_decodes);
-        let shape = BatchShape { num_decodes, decode_kv_tokens, ..BatchShape::default() };
+        let shape = BatchShape::decodes(num_decodes, 1);
         let ms = self.token_wise(stage, &shape);
         self.decodes_alone.insert((stage, num_decodes), ms);
         ms
     }
 
-    /// Milliseconds of everything that works token by token.
+    /// Milliseconds of everything that works token by token, but for graphs that decode. A graph
+    /// counts whole: what is attention inside cannot be told.
     fn token_wise(&self, stage: StageId, shape: &BatchShape) -> f64 {
-        let attention = |op| matches!(op, Op::AttnPrefill | Op::AttnDecode | Op::AttnKvCacheSave);
+        let other = |op: Op| {
+            let attention = matches!(op, Op::AttnPrefill | Op::AttnDecode | Op::AttnKvCacheSave);
+            attention
+                || op.is_collective()
+                || matches!(op, Op::Host | Op::GraphPadding | Op::TokenGraph)
+        };
         let times = self.cost.stage_breakdown(stage, shape);
-        let own =
-            times.iter().filter(|t| !attention(t.op) && !t.op.is_collective() && t.op != Op::Host);
-        own.map(|t| t.ms).sum()
+        times.iter().filter(|t| !other(t.op)).map(|t| t.ms).sum()
     }
 }
 

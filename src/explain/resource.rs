@@ -5,7 +5,7 @@ use crate::ids::{ReplicaId, StageId};
 use crate::sim::{Batch, Observer};
 use crate::spec::device::DeviceSku;
 use crate::spec::model::{Dtype, ModelSpec};
-use crate::spec::ops::{Feature, Op, OpInput, Work};
+use crate::spec::ops::{Feature, LayerSum, Op, OpInput, Work, stage_ops};
 use crate::spec::parallel::Parallelism;
 use crate::units::SimTime;
 use serde::Serialize;
@@ -22,17 +22,20 @@ pub enum Resource {
     Links,
     /// The host: the device waits.
     Host,
+    /// Neither: a compiled graph that takes more than twice as long as both allow.
+    Neither,
     /// The catalogue lacks the device's peaks.
     Unknown,
 }
 
 impl Resource {
     /// Every resource.
-    pub const ALL: [Resource; 5] = [
+    pub const ALL: [Resource; 6] = [
         Resource::Compute,
         Resource::MemoryBandwidth,
         Resource::Links,
         Resource::Host,
+        Resource::Neither,
         Resource::Unknown,
     ];
 
@@ -43,6 +46,7 @@ impl Resource {
             Resource::MemoryBandwidth => "memory bandwidth",
             Resource::Links => "links between devices",
             Resource::Host => "the host",
+            Resource::Neither => "neither arithmetic nor memory bandwidth",
             Resource::Unknown => "unknown (no peaks in the catalogue)",
         }
     }
@@ -88,7 +92,8 @@ impl<'a> Wear<'a> {
         shares
     }
 
-    fn resource(&self, op: Op, shape: &BatchShape) -> Resource {
+    /// What bounds `op`, of whose kind the step has `ms` milliseconds.
+    fn resource(&self, op: Op, shape: &BatchShape, ms: f64) -> Resource {
         if op.is_collective() {
             return Resource::Links;
         }
@@ -97,14 +102,34 @@ impl<'a> Wear<'a> {
         }
         let Some((flops_per_s, bytes_per_s)) = self.peaks else { return Resource::Unknown };
         let work = self.work(op, shape);
-        if work.flops / flops_per_s > work.bytes / bytes_per_s {
+        let least_ms = 1e3 * (work.flops / flops_per_s).max(work.bytes / bytes_per_s);
+        if op.is_graph() && 2.0 * least_ms < ms {
+            Resource::Neither
+        } else if work.flops / flops_per_s > work.bytes / bytes_per_s {
             Resource::Compute
         } else {
             Resource::MemoryBandwidth
         }
     }
 
+    /// Arithmetic and traffic of everything that a graph runs for its tokens.
+    fn graph_work(&self, op: Op, shape: &BatchShape) -> Work {
+        let half = match op {
+            Op::TokenGraph => BatchShape { prefills: Vec::new(), ..shape.clone() },
+            _ => BatchShape { prefills: shape.prefills.clone(), ..BatchShape::default() },
+        };
+        let ops = stage_ops(self.model, self.parallel, 0, LayerSum::Engine);
+        let own = ops.iter().filter(|o| !o.op.is_collective());
+        own.fold(Work::default(), |sum, o| {
+            let (work, n) = (self.work(o.op, &half), f64::from(o.repeats));
+            Work { flops: sum.flops + n * work.flops, bytes: sum.bytes + n * work.bytes }
+        })
+    }
+
     fn work(&self, op: Op, shape: &BatchShape) -> Work {
+        if op.is_graph() {
+            return self.graph_work(op, shape);
+        }
         let of = |input| op.work(self.model, self.parallel, self.dtype, input);
         match op.feature() {
             Feature::Tokens => of(OpInput::Tokens(shape.num_rows())),
@@ -134,10 +159,13 @@ impl Observer for Wear<'_> {
     ) {
         let times = self.cost.stage_breakdown(stage, &batch.shape);
         let device: f64 = times.iter().filter(|t| t.op != Op::Host).map(|t| t.ms).sum();
+        let prompts = |op| matches!(op, Op::ContextGraph | Op::GraphPadding);
+        let reading: f64 = times.iter().filter(|t| prompts(t.op)).map(|t| t.ms).sum();
         for time in times.iter().filter(|t| t.op != Op::Host && t.ms > 0.0) {
+            let kind = if prompts(time.op) { reading } else { time.ms };
             // A table's operators may add up to something else than its step.
             let step = (cost.duration - cost.host).as_ms();
-            self.ms[self.resource(time.op, &batch.shape) as usize] += time.ms / device * step;
+            self.ms[self.resource(time.op, &batch.shape, kind) as usize] += time.ms / device * step;
         }
         self.ms[Resource::Host as usize] += cost.host.as_ms();
     }

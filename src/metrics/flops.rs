@@ -88,7 +88,7 @@ mod tests {
     fn a_token_costs_two_operations_per_weight_and_attention_on_top() {
         let m = model();
         let flops = StageFlops::of(&m, Parallelism::SINGLE, 0);
-        let batch = BatchShape { num_decodes: 1, decode_kv_tokens: 1000, ..BatchShape::default() };
+        let batch = BatchShape::decodes(1, 1000);
         let weights = f64::from(m.num_layers) * m.params_per_layer() as f64
             + f64::from(m.vocab_size) * f64::from(m.hidden_size);
         let attention = 4.0 * m.q_size() as f64 * 1000.0 * f64::from(m.num_layers);
@@ -101,12 +101,8 @@ mod tests {
     #[test]
     fn stages_and_devices_share_the_work() {
         let m = model();
-        let batch = BatchShape {
-            prefills: vec![chunk(0, 100, true)],
-            num_decodes: 3,
-            decode_kv_tokens: 600,
-            padding: 0,
-        };
+        let batch =
+            BatchShape { prefills: vec![chunk(0, 100, true)], ..BatchShape::decodes(3, 200) };
         let whole = StageFlops::of(&m, Parallelism::SINGLE, 0).of_batch(&batch);
         let split = Parallelism { tensor_parallel: 1, pipeline_parallel: 2 };
         let parts: f64 = (0..2).map(|s| StageFlops::of(&m, split, s).of_batch(&batch)).sum();

@@ -14,6 +14,7 @@ mod replica;
 mod sampled;
 mod series;
 mod summary;
+mod together;
 
 pub use batches::{BatchDistributions, BatchSketches};
 pub use config::{Dialect, MetricsConfig, RequestDetail, Slo};

@@ -80,9 +80,9 @@ impl Observer for OperatorTimes<'_> {
 
     fn repeated(&mut self, _: ReplicaId, batch: &Batch, _: &[Request], repeats: &[Repeat]) {
         let mut shape = batch.shape.clone();
-        for left in (0..repeats.len() as u64).rev() {
-            let since = left * u64::from(shape.num_decodes);
-            shape.decode_kv_tokens = batch.shape.decode_kv_tokens - since;
+        shape.decode_back(repeats.len() as u32);
+        for _ in repeats {
+            shape.decode_on(1);
             self.add(StageId(0), &shape);
         }
     }

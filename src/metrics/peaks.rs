@@ -1,12 +1,15 @@
 //! The busiest second and the most requests in flight, as `vllm bench serve` reports them.
 
+use crate::sim::PUNCTUALITY;
 use crate::units::{SimDuration, SimTime};
 use std::collections::VecDeque;
 
 const SECOND_NS: u64 = 1_000_000_000;
+/// Seconds before the one of an arrival in which tokens may still be told.
+const OPEN_SECONDS: u64 = PUNCTUALITY.as_ns().div_ceil(SECOND_NS);
 
-/// Counts tokens by second from the first arrival, and requests in flight. Between two arrivals
-/// tokens may be told in any order; memory is that of the seconds between two arrivals.
+/// Counts tokens by second from the first arrival, and requests in flight. Tokens may be told in
+/// any order and up to [`PUNCTUALITY`] late; memory is that of the seconds between two arrivals.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Peaks {
     first_arrival: Option<SimTime>,
@@ -21,10 +24,10 @@ pub struct Peaks {
 }
 
 impl Peaks {
-    /// A request arrived; every token from before has been told.
+    /// A request arrived.
     pub fn arrived(&mut self, now: SimTime) {
         let start = *self.first_arrival.get_or_insert(now);
-        let second = now.since(start).as_ns() / SECOND_NS;
+        let second = (now.since(start).as_ns() / SECOND_NS).saturating_sub(OPEN_SECONDS);
         if self.base < second {
             while self.base < second
                 && let Some(tokens) = self.seconds.pop_front()
@@ -101,10 +104,11 @@ mod tests {
         // Told late, but for the first second.
         p.tokens(ms(1000), 2);
         assert_eq!(p.max_tokens_per_s(), 4);
-        // An arrival closes the seconds before it.
+        // An arrival closes the seconds before it, but for the last one.
         p.arrived(ms(5800));
         assert_eq!((p.max_tokens_per_s(), p.seconds.len()), (4, 0));
         p.tokens(ms(6699), 5);
-        assert_eq!((p.max_tokens_per_s(), p.seconds.len()), (5, 1));
+        p.tokens(ms(5100), 7);
+        assert_eq!((p.max_tokens_per_s(), p.seconds.len()), (7, 2));
     }
 }

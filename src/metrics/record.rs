@@ -1,5 +1,6 @@
 //! What is kept of a request, and the latencies that follow from it.
 
+use super::together::Spent;
 use crate::ids::{ReplicaId, StageId};
 use crate::sim::Request;
 use crate::units::{SimDuration, SimTime};
@@ -96,6 +97,29 @@ impl RequestRecord {
             replica,
             last_token_at: SimTime::NEVER,
         }
+    }
+
+    /// Gets a token at `now` as others on its replica do, where batches have taken `sum` so far.
+    /// What batches take from now on is added when it leaves the others; until then its times in
+    /// batches are not to be read. Gives the time of its token before this one.
+    pub(super) fn join(&mut self, now: SimTime, sum: Spent) -> Option<SimTime> {
+        self.execution =
+            SimDuration::from_ns(self.execution.as_ns().wrapping_sub(sum.execution.as_ns()));
+        self.host = SimDuration::from_ns(self.host.as_ns().wrapping_sub(sum.host.as_ns()));
+        let last = std::mem::replace(&mut self.last_token_at, now);
+        if last == SimTime::NEVER {
+            self.first_token_at = now;
+            return None;
+        }
+        Some(last)
+    }
+
+    /// Leaves the others, who got their last token at `at` and whose batches have taken `sum`.
+    pub(super) fn leave(&mut self, at: SimTime, sum: Spent) {
+        self.last_token_at = at;
+        self.execution =
+            SimDuration::from_ns(self.execution.as_ns().wrapping_add(sum.execution.as_ns()));
+        self.host = SimDuration::from_ns(self.host.as_ns().wrapping_add(sum.host.as_ns()));
     }
 
     /// One of its latencies, milliseconds; `None` where it has none.

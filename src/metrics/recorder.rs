@@ -8,6 +8,7 @@ use super::record::{RequestRecord, StageSpan};
 use super::replica::ReplicaUse;
 use super::sampled::{Sampled, Totals};
 use super::series::Series;
+use super::together::{Change, Spent, Together};
 use crate::cost::{BatchShape, StepCost};
 use crate::ids::{ReplicaId, RequestId, StageId};
 use crate::sim::{Batch, KvBlocks, Observer, Repeat, Request};
@@ -71,7 +72,10 @@ pub struct Recorder {
     /// Highest rate of tokens and of requests in flight.
     pub peaks: Peaks,
     options: RecordOptions,
-    under_way: Vec<UnderWay>,
+    /// By replica, at most one a stage.
+    under_way: Vec<Vec<UnderWay>>,
+    /// By replica.
+    together: Vec<Together>,
 }
 
 /// A batch that has been formed and has not ended.
@@ -79,8 +83,7 @@ pub struct Recorder {
 struct UnderWay {
     batch: u64,
     formed_at: SimTime,
-    execution: SimDuration,
-    host: SimDuration,
+    spent: Spent,
 }
 
 impl Recorder {
@@ -98,7 +101,14 @@ impl Recorder {
             replicas.iter_mut().for_each(|r| r.kv.series = Some(Series::default()));
         }
         let sampled = options.metrics.requests == RequestDetail::Sampled;
-        Recorder { replicas, sampled: sampled.then(Sampled::default), options, ..Self::default() }
+        Recorder {
+            under_way: replicas.iter().map(|_| Vec::new()).collect(),
+            together: replicas.iter().map(|_| Together::default()).collect(),
+            replicas,
+            sampled: sampled.then(Sampled::default),
+            options,
+            ..Self::default()
+        }
     }
 
     /// What it keeps.
@@ -147,6 +157,52 @@ impl Recorder {
         self.token_gaps.push((gap.as_ns(), tokens));
     }
 
+    /// A batch ended that took `spent`, and gave a token to each of `ids`. `count` counts the
+    /// tokens that a request has got up to now.
+    fn tokens(
+        &mut self,
+        now: SimTime,
+        replica: ReplicaId,
+        ids: impl ExactSizeIterator<Item = RequestId>,
+        spent: Spent,
+        count: impl Fn(RequestId) -> u32,
+    ) {
+        self.peaks.tokens(now, ids.len() as u64);
+        let second_wanted = self.options.metrics.dialect.has_second_token();
+        let mut together = std::mem::take(&mut self.together[replica.index()]);
+        let (at, sum) = (together.at(), together.spent());
+        let gap = now.since(at);
+        let mut stay = 0;
+        together.change(ids, |change| match change {
+            Change::Stay(ids) => {
+                stay += ids.len() as u32;
+                if second_wanted || self.options.token_lists {
+                    for &id in ids {
+                        self.gap_of(id, gap);
+                        self.second_token(now, id, &count);
+                    }
+                }
+            }
+            Change::Leaves(id) => {
+                if let Some(record) = find(&mut self.requests, &mut self.sampled, id) {
+                    record.leave(at, sum);
+                }
+            }
+            Change::Joins(id) => {
+                let record = find(&mut self.requests, &mut self.sampled, id);
+                if let Some(last) = record.and_then(|r| r.join(now, sum)) {
+                    let gap = now.since(last);
+                    self.gaps(gap, 1);
+                    self.gap_of(id, gap);
+                    self.second_token(now, id, &count);
+                }
+            }
+        });
+        together.end(now, spent);
+        self.together[replica.index()] = together;
+        self.gaps(gap, stay);
+    }
+
     /// The next token of one request.
     fn gap_of(&mut self, id: RequestId, gap: SimDuration) {
         if self.options.token_lists {
@@ -154,7 +210,13 @@ impl Recorder {
         }
     }
 
-    fn second_token(&mut self, after: SimDuration) {
+    /// If the token that `id` gets at `now` is its second, where that is of interest: keeps when.
+    fn second_token(&mut self, now: SimTime, id: RequestId, count: impl Fn(RequestId) -> u32) {
+        if !self.options.metrics.dialect.has_second_token() || count(id) != 2 {
+            return;
+        }
+        let Some(record) = find(&mut self.requests, &mut self.sampled, id) else { return };
+        let after = now.since(record.arrived_at);
         match &mut self.sampled {
             Some(sampled) => sampled.second_tokens.add(after.as_ns()),
             None => self.second_tokens.push((after.as_ns(), 1)),
@@ -236,11 +298,10 @@ impl Observer for Recorder {
                 }
             }
         }
-        self.under_way.push(UnderWay {
+        self.under_way[replica.index()].push(UnderWay {
             batch: batch.id,
             formed_at: now,
-            execution: SimDuration::ZERO,
-            host: SimDuration::ZERO,
+            spent: Spent::default(),
         });
     }
 
@@ -253,9 +314,9 @@ impl Observer for Recorder {
         cost: StepCost,
     ) {
         self.stage_ran(replica, stage, &batch.shape, cost);
-        if let Some(under_way) = self.under_way.iter_mut().find(|u| u.batch == batch.id) {
-            under_way.execution += cost.duration;
-            under_way.host += cost.host;
+        let mut under_way = self.under_way[replica.index()].iter_mut();
+        if let Some(under_way) = under_way.find(|u| u.batch == batch.id) {
+            under_way.spent += Spent::of(cost);
         }
         if self.options.max_spans > 0 {
             self.keep_span(StageSpan {
@@ -271,43 +332,33 @@ impl Observer for Recorder {
         }
     }
 
-    fn batch_ended(&mut self, now: SimTime, _: ReplicaId, batch: &Batch) {
-        let Some(at) = self.under_way.iter().position(|u| u.batch == batch.id) else { return };
-        let under_way = self.under_way.swap_remove(at);
-        self.batches.ended(now.since(under_way.formed_at));
-        for entry in &batch.entries {
-            if let Some(record) = find(&mut self.requests, &mut self.sampled, entry.request) {
-                record.execution += under_way.execution;
-                record.host += under_way.host;
+    fn batch_ended(
+        &mut self,
+        now: SimTime,
+        replica: ReplicaId,
+        batch: &Batch,
+        emitted: &[RequestId],
+        requests: &[Request],
+    ) {
+        let under_way = &mut self.under_way[replica.index()];
+        let Some(at) = under_way.iter().position(|u| u.batch == batch.id) else { return };
+        let UnderWay { formed_at, spent, .. } = under_way.swap_remove(at);
+        self.batches.ended(now.since(formed_at));
+        let ids = emitted.iter().copied();
+        self.tokens(now, replica, ids, spent, |id| requests[id.index()].emitted());
+        if emitted.len() < batch.len() {
+            // A prompt that goes on got no token.
+            let mut emitted = emitted.iter().peekable();
+            for entry in &batch.entries {
+                if emitted.next_if_eq(&&entry.request).is_some() {
+                    continue;
+                }
+                if let Some(record) = find(&mut self.requests, &mut self.sampled, entry.request) {
+                    record.execution += spent.execution;
+                    record.host += spent.host;
+                }
             }
         }
-    }
-
-    fn tokens(&mut self, now: SimTime, ids: &[RequestId], requests: &[Request]) {
-        self.peaks.tokens(now, ids.len() as u64);
-        let second_wanted = self.options.metrics.dialect.has_second_token();
-        // Requests that decode together mostly had their last token together too.
-        let (mut gap, mut count) = (SimDuration::ZERO, 0);
-        for &id in ids {
-            let Some(record) = find(&mut self.requests, &mut self.sampled, id) else { continue };
-            let last = std::mem::replace(&mut record.last_token_at, now);
-            if last == SimTime::NEVER {
-                record.first_token_at = now;
-                continue;
-            }
-            let after = now.since(record.arrived_at);
-            let this = now.since(last);
-            if this != gap {
-                self.gaps(gap, count);
-                (gap, count) = (this, 0);
-            }
-            count += 1;
-            self.gap_of(id, this);
-            if second_wanted && requests[id.index()].emitted() == 2 {
-                self.second_token(after);
-            }
-        }
-        self.gaps(gap, count);
     }
 
     fn takes_repeats(&self) -> bool {
@@ -322,41 +373,26 @@ impl Observer for Recorder {
         repeats: &[Repeat],
     ) {
         let (Some(first), Some(last)) = (repeats.first(), repeats.last()) else { return };
-        let Some(under_way) = self.under_way.iter_mut().find(|u| u.batch == batch.id) else {
-            return;
-        };
+        let mut under_way = self.under_way[replica.index()].iter_mut();
+        let Some(under_way) = under_way.find(|u| u.batch == batch.id) else { return };
         // What ended: the step that was under way, and all repeats but the last.
-        let (mut execution, mut host) = (under_way.execution, under_way.host);
-        for repeat in &repeats[..repeats.len() - 1] {
-            execution += repeat.cost.duration;
-            host += repeat.cost.host;
-        }
-        (under_way.execution, under_way.host) = (last.cost.duration, last.cost.host);
+        let ended = std::mem::replace(&mut under_way.spent, Spent::of(last.cost));
         let formed_at = std::mem::replace(&mut under_way.formed_at, last.at);
-        let steps = || repeats.windows(2).map(|w| w[1].at.since(w[0].at));
-        for entry in &batch.entries {
-            let found = find(&mut self.requests, &mut self.sampled, entry.request);
-            let Some(record) = found else { continue };
-            record.execution += execution;
-            record.host += host;
-            let since = std::mem::replace(&mut record.last_token_at, last.at);
-            let second_after = first.at.since(record.arrived_at);
-            self.gaps(first.at.since(since), 1);
+        let ids = || batch.entries.iter().map(|e| e.request);
+        let later = repeats.len() as u32 - 1;
+        self.tokens(first.at, replica, ids(), ended, |id| requests[id.index()].emitted() - later);
+        for pair in repeats.windows(2) {
+            let step = pair[1].at.since(pair[0].at);
+            self.together[replica.index()].end(pair[1].at, Spent::of(pair[0].cost));
+            self.peaks.tokens(pair[1].at, batch.len() as u64);
+            self.gaps(step, batch.len() as u32);
+            self.batches.ended(step);
             if self.options.token_lists {
-                self.gap_of(entry.request, first.at.since(since));
-                steps().for_each(|step| self.gap_of(entry.request, step));
-            }
-            let emitted = requests[entry.request.index()].emitted() as usize;
-            if self.options.metrics.dialect.has_second_token() && emitted == repeats.len() + 1 {
-                self.second_token(second_after);
+                ids().for_each(|id| self.gap_of(id, step));
             }
         }
         let n = batch.len() as u64;
         self.batches.ended(first.at.since(formed_at));
-        for step in steps() {
-            self.gaps(step, n as u32);
-            self.batches.ended(step);
-        }
         let count = repeats.len() as u64;
         self.num_batches += count;
         self.batch_requests += count * n;
@@ -364,10 +400,10 @@ impl Observer for Recorder {
         self.replicas[replica.index()].batches += count;
         self.batches.formed(n, n, n, count);
         let mut shape = batch.shape.clone();
-        for (repeat, left) in repeats.iter().zip((0..count).rev()) {
-            shape.decode_kv_tokens = batch.shape.decode_kv_tokens - left * n;
+        shape.decode_back(repeats.len() as u32);
+        for repeat in repeats {
+            shape.decode_on(1);
             self.stage_ran(replica, StageId(0), &shape, repeat.cost);
-            self.peaks.tokens(repeat.at, n);
             self.kv_changed(repeat.at, replica, repeat.kv_used);
         }
     }
@@ -382,6 +418,10 @@ impl Observer for Recorder {
     fn completed(&mut self, now: SimTime, id: RequestId, _: &Request) {
         if let Some(record) = find(&mut self.requests, &mut self.sampled, id) {
             record.completed_at = now;
+            let together = &mut self.together[record.replica.index()];
+            if together.remove(id) {
+                record.leave(together.at(), together.spent());
+            }
         }
         if let Some(sampled) = &mut self.sampled {
             sampled.complete(id, &self.options.slo);
@@ -394,6 +434,13 @@ impl Observer for Recorder {
     }
 
     fn ended(&mut self, now: SimTime) {
+        for together in &mut self.together {
+            for id in together.part() {
+                if let Some(record) = find(&mut self.requests, &mut self.sampled, id) {
+                    record.leave(together.at(), together.spent());
+                }
+            }
+        }
         self.replicas.iter_mut().for_each(|r| r.kv.end(now));
     }
 }

@@ -209,9 +209,7 @@ fn a_predictor_from_kept_tables_answers_as_the_one_that_was_fitted() {
             chunk_tokens: 20,
             completes: true,
         }],
-        num_decodes: 5,
-        decode_kv_tokens: 700,
-        padding: 0,
+        ..BatchShape::decodes(5, 140)
     };
     with_system(|system, _| {
         let answer = |cache: &TableCache| {

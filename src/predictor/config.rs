@@ -2,6 +2,7 @@
 
 use super::data_sheet::DataSheetSettings;
 use super::forest::ForestSettings;
+use super::graph::GraphSettings;
 use super::plausible::Implausible;
 use super::table::TableSettings;
 use crate::dataset::read::MissingValues;
@@ -20,6 +21,8 @@ pub enum PredictorConfig {
     Forest(ForestSettings),
     /// Arithmetic and memory traffic over what the device's data sheet promises; needs no profile.
     Roofline(DataSheetSettings),
+    /// Look up whole compiled graphs by bucket and batch size (graph.csv), as Neuron runs them.
+    Graph(GraphSettings),
     /// Look up given tables.
     Table(TableSettings),
 }
@@ -31,14 +34,16 @@ impl Default for PredictorConfig {
 }
 
 impl PredictorConfig {
-    /// How profiles are read and added up; `None` for predictors that need no profiles.
+    /// How profiles of operators are read and added up; `None` for predictors that need none.
     pub fn settings(&self) -> Option<OperatorSettings> {
         match self {
             PredictorConfig::Interpolate(settings) | PredictorConfig::Linear(settings) => {
                 Some(*settings)
             }
             PredictorConfig::Forest(settings) => Some(settings.operators()),
-            PredictorConfig::Roofline(_) | PredictorConfig::Table(_) => None,
+            PredictorConfig::Roofline(_)
+            | PredictorConfig::Graph(_)
+            | PredictorConfig::Table(_) => None,
         }
     }
 
@@ -53,6 +58,7 @@ impl PredictorConfig {
         match self {
             PredictorConfig::Forest(settings) => settings.check(),
             PredictorConfig::Roofline(settings) => settings.check(),
+            PredictorConfig::Graph(settings) => settings.check(),
             _ => Ok(()),
         }
     }
@@ -64,6 +70,7 @@ impl PredictorConfig {
             PredictorConfig::Linear(_) => "linear",
             PredictorConfig::Forest(_) => "forest",
             PredictorConfig::Roofline(_) => "roofline",
+            PredictorConfig::Graph(_) => "graph",
             PredictorConfig::Table(_) => "table",
         }
     }

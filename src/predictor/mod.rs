@@ -12,6 +12,7 @@ pub mod data_sheet;
 pub mod features;
 pub mod forest;
 mod forest_tables;
+pub mod graph;
 pub mod interpolate;
 pub mod linear;
 pub mod plausible;
@@ -31,6 +32,7 @@ pub mod window;
 
 pub use cache::{TableCache, user_cache};
 pub use config::{AttentionBatchingOverhead, Limits, OperatorSettings, PredictorConfig};
+pub use graph::GraphSettings;
 pub use provenance::Provenance;
 pub use stage::StageCost;
 pub use table::{TableCost, TableSettings};
@@ -185,6 +187,10 @@ pub fn build(
             let cost = StageCost::new(models, system.model, system.parallel, sum);
             Ok((Box::new(cost), Provenance::of_data_sheet(config, settings, system.device)))
         }
+        PredictorConfig::Graph(settings) => {
+            let (cost, provenance) = graph::build(settings, system, config.description())?;
+            Ok((Box::new(cost), provenance))
+        }
         PredictorConfig::Table(settings) => {
             let cost = TableCost::read(settings, system.model, system.parallel)?;
             Ok((Box::new(cost), Provenance::of_tables(settings)))
@@ -275,7 +281,7 @@ pub fn fit(
         PredictorConfig::Forest(settings) => {
             Ok(Box::new(Forest::fit(samples, settings, roofline)?))
         }
-        PredictorConfig::Roofline(_) | PredictorConfig::Table(_) => {
+        PredictorConfig::Roofline(_) | PredictorConfig::Table(_) | PredictorConfig::Graph(_) => {
             Err(PredictorError::Setting(format!(
                 "predictor: {} is not fitted to profiles, there is nothing to fit",
                 config.name()

@@ -131,8 +131,8 @@ impl Provenance {
         }
     }
 
-    /// The record of a predictor made by `config` from `profiles`.
-    pub fn of(config: &PredictorConfig, profiles: &ProfileSet) -> Provenance {
+    /// What the models of `profiles` are made from.
+    pub(super) fn operators(profiles: &ProfileSet) -> Vec<OperatorProvenance> {
         let digest = |file: &str| {
             let found = profiles.sources.iter().find(|s| s.file == file);
             found.map(|s| s.sha256.clone()).unwrap_or_default()
@@ -148,10 +148,15 @@ impl Provenance {
                 file: samples.file.clone(),
             }
         });
+        operators.collect()
+    }
+
+    /// The record of a predictor made by `config` from `profiles`.
+    pub fn of(config: &PredictorConfig, profiles: &ProfileSet) -> Provenance {
         Provenance {
             predictor: config.name(),
             description: config.description(),
-            operators: operators.collect(),
+            operators: Provenance::operators(profiles),
             not_modelled: profiles.not_measured.clone(),
             warnings: profiles.warnings.clone(),
             notes: profiles.notes.clone(),

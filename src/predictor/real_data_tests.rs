@@ -171,7 +171,7 @@ fn a_decode_step_of_70b_on_two_a100_takes_what_its_weights_take_to_read() {
         build_system(&root, &PredictorConfig::Interpolate(skipping()), 1).unwrap();
     assert!(provenance.operators.iter().any(|o| o.op == Op::AllReduce));
     assert_eq!(provenance.not_modelled, [Op::AttnKvCacheSave, Op::LmHead]);
-    let b = BatchShape { num_decodes: 8, decode_kv_tokens: 8 * 1024, ..BatchShape::default() };
+    let b = BatchShape::decodes(8, 1024);
     let answer = cost.stage_cost(StageId(0), &b);
     assert!(!answer.extrapolated);
     // 68.5 GB of weights a device at 2.04 TB/s are 33.6 ms; kernels reach 60 to 90 % of
@@ -206,9 +206,7 @@ fn the_data_sheet_comes_near_the_measured_times_of_whole_batches() {
             let prefill = PrefillChunk { kv_tokens: kv, chunk_tokens: chunk, completes: false };
             let b = BatchShape {
                 prefills: if chunk > 0 { vec![prefill] } else { Vec::new() },
-                num_decodes: decodes,
-                decode_kv_tokens: u64::from(decodes * context),
-                padding: 0,
+                ..BatchShape::decodes(decodes, context)
             };
             // The profiles have no LM head: compared are the operators that both know.
             let known: Vec<Op> =
@@ -252,7 +250,7 @@ fn host_time_of_an_engine_is_paid_once_a_batch_or_on_every_stage_as_asked() {
         network_device: Some("a100_pairwise_nvlink"),
         parallel: Parallelism { pipeline_parallel: 2, ..Parallelism::SINGLE },
     };
-    let b = BatchShape { num_decodes: 16, decode_kv_tokens: 16 * 1024, ..BatchShape::default() };
+    let b = BatchShape::decodes(16, 1024);
     let with = |cpu_overhead, cpu_overhead_stages| {
         let settings = OperatorSettings { cpu_overhead, cpu_overhead_stages, ..skipping() };
         let config = PredictorConfig::Interpolate(settings);

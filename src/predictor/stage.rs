@@ -84,7 +84,7 @@ impl StageSettings {
 }
 
 /// Rounds to a multiple of 2⁻³² ms, and keeps sums far inside the range of [`SimDuration`].
-fn rounded(ms: f64) -> f64 {
+pub(super) fn rounded(ms: f64) -> f64 {
     const MOST_MS: f64 = 5e11;
     // Floats from 2²⁰ to 2²¹ are 2⁻³² apart: the addition rounds, the subtraction is exact.
     const SHIFT: f64 = 1_572_864.0;

@@ -50,7 +50,7 @@ fn batch(prefills: &[(u32, u32)], num_decodes: u32, decode_kv_tokens: u64) -> Ba
         completes: i % 2 == 0,
     };
     let prefills = prefills.iter().enumerate().map(chunk).collect();
-    BatchShape { prefills, num_decodes, decode_kv_tokens, padding: 0 }
+    BatchShape { prefills, num_decodes, decode_kv_tokens, ..BatchShape::default() }
 }
 
 fn ms_of(cost: &StageCost, op: Op, b: &BatchShape) -> f64 {

@@ -28,6 +28,7 @@ pub(crate) fn device() -> DeviceSku {
         peak_flops_per_s: BTreeMap::from([(crate::spec::model::Dtype::Bf16, 165e12)]),
         link_bytes_per_s: None,
         power_w: None,
+        cores: None,
         sources: Vec::new(),
     }
 }

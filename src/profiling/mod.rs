@@ -16,3 +16,7 @@ pub mod plan;
 pub mod runner;
 mod session;
 pub mod tool;
+pub mod worker;
+
+#[cfg(test)]
+mod fuzz_tests;

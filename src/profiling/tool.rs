@@ -18,6 +18,8 @@ pub struct Tools {
     folders: Vec<PathBuf>,
     /// Root of sysfs.
     pub sys: PathBuf,
+    /// Where the Neuron runtime captures what it runs, if the environment has it do so.
+    pub inspect: Option<PathBuf>,
     /// How long one tool may take.
     pub deadline: Duration,
 }
@@ -53,13 +55,14 @@ impl Tools {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let mut folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
         folders.push(NEURON_BIN.into());
-        Tools { folders, sys: "/sys".into(), deadline: Duration::from_secs(20) }
+        let inspect = super::graph::inspect::folder(|name| std::env::var(name).ok());
+        Tools { folders, sys: "/sys".into(), inspect, deadline: Duration::from_secs(20) }
     }
 
     /// Only those in `folder`, with the kernel's description under `sys`.
     pub fn only(folder: &Path, sys: &Path) -> Tools {
         let deadline = Duration::from_secs(20);
-        Tools { folders: vec![folder.to_owned()], sys: sys.to_owned(), deadline }
+        Tools { folders: vec![folder.to_owned()], sys: sys.to_owned(), inspect: None, deadline }
     }
 
     /// The first file of that name.

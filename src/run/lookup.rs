@@ -33,14 +33,16 @@ pub fn profile_root(
     let local = Path::new("data/profiling");
     if local.is_dir() {
         let root = ProfileRoot::Directory(local.into());
-        if root.find(ProfileKind::Mlp, &[sku], &model.names()).is_ok() {
+        let has = |kind| root.has(kind, &[sku], &model.names());
+        if has(ProfileKind::Mlp) || has(ProfileKind::Graph) {
             return Ok(root);
         }
     }
     Ok(ProfileRoot::BuiltIn)
 }
 
-/// The device that is described beside its profiles, else the one of the catalogue.
+/// The device that is described beside its profiles, else the one of the catalogue: what one
+/// tensor-parallel worker runs on, see [`DeviceSku::worker`].
 ///
 /// # Errors
 /// When neither knows it, or a file does not parse.
@@ -50,9 +52,33 @@ pub fn device(sku: &str, catalog: &Catalog, root: &ProfileRoot) -> Result<Device
         let text = std::str::from_utf8(&file.bytes).map_err(at(&file.name))?;
         let device: DeviceSku = yaml::from_str(text, &file.name).map_err(at(field))?;
         device.check().map_err(at(&file.name))?;
-        return Ok(device);
+        return Ok(device.worker());
     }
-    catalog.device(sku).map_err(at(field))
+    catalog.device(sku).map(DeviceSku::worker).map_err(at(field))
+}
+
+/// The folder of the network profiles of one chip's cores among themselves.
+pub fn chip(sku: &str) -> String {
+    format!("{sku}_chip")
+}
+
+/// How `workers` workers of `sku` are wired when the config does not say: as the cores of one chip
+/// where they fit on one and that was profiled, else as in the largest node.
+///
+/// # Errors
+/// When a file of the catalogue is broken.
+pub fn wiring_of(
+    workers: u32,
+    device: &DeviceSku,
+    catalog: &Catalog,
+    root: &ProfileRoot,
+) -> Result<Option<String>, ResolveError> {
+    let chip = chip(&device.name);
+    let cores = catalog.device(&device.name).map_or(1, |whole| whole.num_cores());
+    if workers <= cores && root.has(ProfileKind::AllReduce, &[&chip], &[]) {
+        return Ok(Some(chip));
+    }
+    wiring(device, catalog)
 }
 
 /// How the devices of the largest node of the catalogue with `device` are wired; of several, the first

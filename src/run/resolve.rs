@@ -4,16 +4,21 @@ use super::config::{KvSize, RunConfig};
 use super::lookup::{self, ResolveError, at};
 use super::overrides::expand;
 use super::pool::Pool;
-use crate::cost::CostModel;
+use crate::cost::{CostModel, Demand};
+use crate::dataset::location::{ProfileKind, ProfileRoot};
 use crate::metrics::{RecordOptions, Recorder, StageFlops};
-use crate::predictor::{self, Limits, PredictorConfig, Provenance, System, TableCache};
-use crate::sim::{self, BatchLimits, Defects, Observer, Outcome, SimConfig, SimError};
+use crate::predictor::{
+    self, GraphSettings, Limits, PredictorConfig, Provenance, System, TableCache,
+};
+use crate::sim::{
+    self, BatchLimits, Defects, Observer, Outcome, SchedulerConfig, SimConfig, SimError,
+};
 use crate::spec::catalog::Catalog;
 use crate::spec::device::DeviceSku;
 use crate::spec::memory::{self, MemoryPlan, VidurPlan};
 use crate::spec::model::{Dtype, ModelSpec};
 use crate::spec::parallel::Parallelism;
-use crate::workload::Workload;
+use crate::workload::{RequestSpec, Workload};
 use serde::Serialize;
 use std::sync::Arc;
 
@@ -124,6 +129,9 @@ impl Run {
         let sku = &config.cluster.sku;
         let root = lookup::profile_root(config.profiling_dir.as_deref(), sku, &model)?;
         let device = lookup::device(sku, catalog, &root)?;
+        if config.predictor == PredictorConfig::default() && runs_graphs(&root, &device, &model) {
+            config.predictor = PredictorConfig::Graph(GraphSettings::default());
+        }
         config.scheduler = config.scheduler.on(&device);
         config.scheduler.check(stages, config.kv_cache.block_size).map_err(ResolveError)?;
         let limits = config.scheduler.limits(parallel.pipeline_parallel);
@@ -131,7 +139,9 @@ impl Run {
         let (kv, num_blocks) = size_kv(&config, &model, &device, parallel, dtype, limits)?;
 
         let network = match &config.cluster.network_device {
-            None if parallel.num_devices() > 1 => lookup::wiring(&device, catalog)?,
+            None if parallel.num_devices() > 1 => {
+                lookup::wiring_of(parallel.num_devices(), &device, catalog, &root)?
+            }
             stated => stated.clone(),
         };
         let workload = match pool {
@@ -159,6 +169,8 @@ impl Run {
                 (Arc::from(cost), provenance)
             }
         };
+        let demand = demand(&config.scheduler, &workload, num_blocks, config.kv_cache.block_size);
+        cost.check(&demand).map_err(ResolveError)?;
         let sim = SimConfig {
             num_replicas: cluster.num_replicas,
             router: cluster.router,
@@ -259,6 +271,39 @@ fn expand_paths(config: &mut RunConfig) -> Result<(), ResolveError> {
     Ok(())
 }
 
+/// Whether the device runs whole graphs: its profiles say so, or it is a Neuron chip, which runs
+/// nothing else, and what is missing is a profile of graphs.
+fn runs_graphs(root: &ProfileRoot, device: &DeviceSku, model: &ModelSpec) -> bool {
+    let has = |kind| root.has(kind, &device.names(), &model.names());
+    (device.vendor == "AWS" || has(ProfileKind::Graph)) && !has(ProfileKind::Mlp)
+}
+
+/// The most that `workload` asks of a replica with `num_blocks` KV blocks.
+fn demand(
+    scheduler: &SchedulerConfig,
+    workload: &Workload,
+    num_blocks: u32,
+    block_size: u32,
+) -> Demand {
+    let requests = &workload.requests;
+    // The last token is sampled, and nothing attends to it.
+    let context =
+        |r: &RequestSpec| r.prefill_tokens.saturating_add(r.decode_tokens).saturating_sub(1);
+    let decoding = requests.iter().filter(|r| r.decode_tokens > 1);
+    let longest_decode = decoding.map(context).max().unwrap_or(0);
+    let seats = scheduler.max_num_seqs();
+    let each = longest_decode.saturating_add(1).div_ceil(block_size);
+    // Blocks for every seat, and one that is asked for even when none is taken.
+    let room_for_all = u64::from(num_blocks) > u64::from(seats) * u64::from(each);
+    Demand {
+        longest_prompt: requests.iter().map(|r| r.prefill_tokens).max().unwrap_or(0),
+        longest_restart: if scheduler.may_restart() && !room_for_all { longest_decode } else { 0 },
+        longest_decode,
+        max_seqs: (seats, scheduler.seats_setting()),
+        pieces: scheduler.pieces(),
+    }
+}
+
 fn check_kv(config: &RunConfig) -> Result<(), ResolveError> {
     let kv = &config.kv_cache;
     if !(1..=65536).contains(&kv.block_size) {
@@ -320,7 +365,7 @@ fn size_kv(
 /// Refuses requests that are longer than the model's context.
 fn check_context(workload: &Workload, model: &ModelSpec) -> Result<(), ResolveError> {
     let limit = model.max_position_embeddings;
-    let total = |r: &crate::workload::RequestSpec| r.prefill_tokens.saturating_add(r.decode_tokens);
+    let total = |r: &RequestSpec| r.prefill_tokens.saturating_add(r.decode_tokens);
     let Some(at) = workload.requests.iter().position(|r| total(r) > limit) else { return Ok(()) };
     let longer = workload.requests.iter().filter(|r| total(r) > limit).count();
     Err(ResolveError(format!(

@@ -97,6 +97,11 @@ impl<'a> Arrivals<'a> {
         }
     }
 
+    /// Whether requests come from clients that wait for the answer to their last one.
+    pub(super) fn is_closed_loop(&self) -> bool {
+        self.clients.is_some()
+    }
+
     /// Requests that have not arrived.
     pub(super) fn left(&self) -> usize {
         self.requests.len() - self.next

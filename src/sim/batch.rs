@@ -33,8 +33,7 @@ impl Batch {
         let prefill = !request.is_prefill_complete();
         self.entries.push(Entry { request: id, tokens, prefill });
         if !prefill {
-            self.shape.num_decodes += 1;
-            self.shape.decode_kv_tokens += u64::from(request.processed);
+            self.shape.push_decode(request.processed);
         } else {
             self.shape.prefills.push(PrefillChunk {
                 kv_tokens: request.processed,

@@ -1,7 +1,6 @@
 //! What can be told before anything runs: requests that could never finish.
 
 use super::engine::SimConfig;
-use super::scheduler::SchedulerConfig;
 use crate::ids::RequestId;
 use crate::workload::Workload;
 
@@ -70,10 +69,7 @@ pub enum SimError {
 pub(super) fn check_lengths(config: &SimConfig, workload: &Workload) -> Result<(), SimError> {
     let longest = config.scheduler.longest_request();
     let longest_prompt = config.scheduler.longest_prompt();
-    let reserved = match &config.scheduler {
-        SchedulerConfig::Orca(c) | SchedulerConfig::FasterTransformer(c) => c.max_request_tokens,
-        _ => 0,
-    };
+    let reserved = config.scheduler.reserved_tokens();
     for (i, r) in workload.requests.iter().enumerate() {
         let id = RequestId(i as u32);
         let tokens = r.prefill_tokens.saturating_add(r.decode_tokens);

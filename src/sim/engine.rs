@@ -3,13 +3,12 @@
 use super::arrivals::Arrivals;
 use super::batch::Batch;
 use super::check::{SimError, check_lengths};
-use super::host::Host;
 use super::kv_blocks::KvBlocks;
-use super::observer::{Observer, Repeat};
+use super::observer::{Observer, PUNCTUALITY};
 use super::request::Request;
 use super::router::{Load, Router, RouterConfig};
 use super::scheduler::{self, Defects, Scheduler, SchedulerConfig};
-use super::stretch;
+use super::stretch::{self, Ahead, Bound, Pace};
 use crate::cost::CostModel;
 use crate::ids::{ReplicaId, RequestId, StageId};
 use crate::units::SimTime;
@@ -86,6 +85,10 @@ struct ReplicaState {
     /// Batches in the pipeline, at most one a stage.
     in_flight: usize,
     outstanding: u32,
+    /// What the batch on its only stage does beyond the step that is under way.
+    ahead: Ahead,
+    /// The end of its only stage that counts: what arrived may have brought it forward.
+    end: u64,
     /// Something happened that may let it form a batch.
     dirty: bool,
 }
@@ -93,10 +96,13 @@ struct ReplicaState {
 /// The end of a stage. The second field counts stage starts and breaks ties.
 type StageEnd = Reverse<(SimTime, u64, ReplicaId, StageId)>;
 
+/// Steps that a replica runs ahead of the next arrival among several replicas: about as many as
+/// there are between two requests that one of them gets under load. More would mostly be taken back.
+const AHEAD: usize = 16;
+
 struct Engine<'a, O> {
-    cost: &'a dyn CostModel,
+    pace: Pace<'a>,
     config: &'a SimConfig,
-    host: Host,
     prefixes: &'a Prefixes,
     arrivals: Arrivals<'a>,
     observer: &'a mut O,
@@ -118,7 +124,10 @@ struct Engine<'a, O> {
     only_end: Option<SimTime>,
     /// Whether batches that repeat are run in one go.
     stretches: bool,
-    repeats: Vec<Repeat>,
+    /// Whether they may run beyond the next arrival.
+    runs_ahead: bool,
+    /// When every replica last told what it had run ahead.
+    caught_up_at: SimTime,
     /// A request lost its cache when the last batch was formed.
     disturbed: bool,
     /// The observer had enough.
@@ -134,6 +143,7 @@ impl<'a, O: Observer> Engine<'a, O> {
     ) -> Self {
         let stages = cost.num_stages();
         let takes_repeats = observer.takes_repeats();
+        let alone = config.num_replicas == 1;
         let replica = || ReplicaState {
             scheduler: config.scheduler.build(stages, config.defects),
             kv: config.scheduler.cache(
@@ -144,12 +154,13 @@ impl<'a, O: Observer> Engine<'a, O> {
             stages: (0..stages).map(|_| Stage::default()).collect(),
             in_flight: 0,
             outstanding: 0,
+            ahead: Ahead::default(),
+            end: 0,
             dirty: false,
         };
         Engine {
-            cost,
+            pace: Pace { cost, host: config.scheduler.host() },
             config,
-            host: config.scheduler.host(),
             prefixes: &workload.prefixes,
             arrivals: Arrivals::of(workload),
             observer,
@@ -168,9 +179,11 @@ impl<'a, O: Observer> Engine<'a, O> {
             completed: Vec::new(),
             only_end: None,
             // Among several replicas, a client that is done with one may send to another at a time
-            // that nobody knows beforehand.
-            stretches: takes_repeats && (workload.clients.is_none() || config.num_replicas == 1),
-            repeats: Vec::new(),
+            // that nobody knows beforehand; the router must not see then what is ahead of its time.
+            stretches: takes_repeats
+                && (alone || workload.clients.is_none() || !config.router.sees_kv()),
+            runs_ahead: takes_repeats && !alone && !config.router.sees_kv(),
+            caught_up_at: SimTime::ZERO,
             disturbed: false,
             cut_short: false,
         }
@@ -183,7 +196,11 @@ impl<'a, O: Observer> Engine<'a, O> {
                 return;
             }
             self.now = now;
-            while let Some(&Reverse((time, _, replica, stage))) = self.ends.peek() {
+            if self.runs_ahead && now.since(self.caught_up_at) >= PUNCTUALITY {
+                self.caught_up_at = now;
+                (0..self.config.num_replicas).for_each(|r| self.catch_up(ReplicaId(r), now));
+            }
+            while let Some((time, replica, stage)) = self.next_end() {
                 if time > now {
                     break;
                 }
@@ -202,18 +219,30 @@ impl<'a, O: Observer> Engine<'a, O> {
     }
 
     /// When something happens next.
-    fn next_instant(&self) -> Option<SimTime> {
+    fn next_instant(&mut self) -> Option<SimTime> {
         let arrival = self.arrivals.peek();
-        let end = self.ends.peek().map(|Reverse((time, ..))| *time);
+        let end = self.next_end().map(|(time, ..)| time);
         match (arrival, end) {
             (Some(a), Some(e)) => Some(a.min(e)),
             (a, e) => a.or(e),
         }
     }
 
+    /// The next end of a stage; those that something brought forward are dropped.
+    fn next_end(&mut self) -> Option<(SimTime, ReplicaId, StageId)> {
+        while let Some(&Reverse((time, number, replica, stage))) = self.ends.peek() {
+            if !self.runs_ahead || self.replicas[replica.index()].end <= number {
+                return Some((time, replica, stage));
+            }
+            self.ends.pop();
+        }
+        None
+    }
+
     fn arrive(&mut self, request: Request) {
         let id = RequestId(self.requests.len() as u32);
         let replica = self.router.route();
+        self.interrupt(replica);
         self.observer.arrived(self.now, id, &request, replica);
         self.requests.push(request);
         let state = &mut self.replicas[replica.index()];
@@ -302,9 +331,9 @@ impl<'a, O: Observer> Engine<'a, O> {
         state.running = Some(slot);
         let batch = &self.batches[slot];
         let mut cost =
-            stretch::carry(&mut state.fraction, self.cost.stage_cost(stage, &batch.shape));
+            stretch::carry(&mut state.fraction, self.pace.cost.stage_cost(stage, &batch.shape));
         if stage.0 == 0 {
-            cost = self.host.charge(cost, batch.len());
+            cost = self.pace.host.charge(cost, batch.len());
         }
         self.observer.stage_started(self.now, replica, stage, batch, cost);
         let end = self.now + cost.duration;
@@ -316,6 +345,9 @@ impl<'a, O: Observer> Engine<'a, O> {
     }
 
     fn push_end(&mut self, end: SimTime, replica: ReplicaId, stage: StageId) {
+        if self.runs_ahead && self.replicas[replica.index()].stages.len() == 1 {
+            self.replicas[replica.index()].end = self.num_starts;
+        }
         self.ends.push(Reverse((end, self.num_starts, replica, stage)));
         self.num_starts += 1;
     }
@@ -333,29 +365,62 @@ impl<'a, O: Observer> Engine<'a, O> {
         {
             return end;
         }
-        let end = stretch::run(
-            batch,
-            &mut self.requests,
-            &mut state.kv,
-            self.cost,
-            self.host,
-            &mut state.stages[0].fraction,
-            end,
-            self.arrivals.peek().unwrap_or(SimTime::NEVER),
-            &mut self.repeats,
-        );
-        if !self.repeats.is_empty() {
-            self.num_batches += self.repeats.len() as u64;
-            state.scheduler.repeated(self.repeats.len() as u64);
-            self.observer.repeated(replica, batch, &self.requests, &self.repeats);
-            self.repeats.clear();
+        let sure_until = match self.arrivals.peek() {
+            // Nobody knows when a client that another replica serves sends next.
+            _ if self.runs_ahead && self.arrivals.is_closed_loop() => self.now,
+            next => next.unwrap_or(SimTime::NEVER),
+        };
+        let bound = Bound { sure_until, beyond: if self.runs_ahead { AHEAD } else { 0 } };
+        if end >= bound.sure_until && bound.beyond == 0 {
+            return end;
+        }
+        let fraction = &mut state.stages[0].fraction;
+        let most = stretch::most_repeats(batch, &self.requests, &state.kv);
+        let end = state.ahead.run(batch, most, &self.pace, fraction, end, bound);
+        if !self.runs_ahead {
+            self.catch_up(replica, SimTime::NEVER);
             self.report_load(replica);
         }
         end
     }
 
-    fn end_stage(&mut self, replica: ReplicaId, stage: StageId) {
+    /// Tells the steps that `replica` has run ahead, as far as they begin before `now`.
+    fn catch_up(&mut self, replica: ReplicaId, now: SimTime) {
         let state = &mut self.replicas[replica.index()];
+        let Some(slot) = state.stages[0].running else { return };
+        let batch = &mut self.batches[slot];
+        let repeats = state.ahead.catch_up(now, batch, &mut self.requests, &mut state.kv);
+        if !repeats.is_empty() {
+            self.num_batches += repeats.len() as u64;
+            state.scheduler.repeated(repeats.len() as u64);
+            self.observer.repeated(replica, batch, &self.requests, repeats);
+        }
+    }
+
+    /// Something reaches `replica` now: what it has run ahead of the clock does not happen.
+    fn interrupt(&mut self, replica: ReplicaId) {
+        if !self.runs_ahead || self.replicas[replica.index()].ahead.is_empty() {
+            return;
+        }
+        self.catch_up(replica, self.now);
+        let state = &mut self.replicas[replica.index()];
+        let end = state.ahead.take_back(self.now, &mut state.stages[0].fraction);
+        state.ahead.clear();
+        match end {
+            Some(end) if end > self.now => self.push_end(end, replica, StageId(0)),
+            Some(_) => {
+                // Whatever end is still to come is not this one.
+                state.end = u64::MAX;
+                self.end_stage(replica, StageId(0));
+            }
+            None => {}
+        }
+    }
+
+    fn end_stage(&mut self, replica: ReplicaId, stage: StageId) {
+        self.catch_up(replica, SimTime::NEVER);
+        let state = &mut self.replicas[replica.index()];
+        state.ahead.clear();
         let Some(slot) = state.stages[stage.index()].running.take() else { return };
         self.start_stage(replica, stage);
         let next = StageId(stage.0 + 1);
@@ -371,7 +436,6 @@ impl<'a, O: Observer> Engine<'a, O> {
     fn end_batch(&mut self, replica: ReplicaId, slot: Slot) {
         let state = &mut self.replicas[replica.index()];
         let batch = &mut self.batches[slot];
-        self.observer.batch_ended(self.now, replica, batch);
         self.emitted.clear();
         self.completed.clear();
         for entry in &batch.entries {
@@ -383,7 +447,7 @@ impl<'a, O: Observer> Engine<'a, O> {
                 self.completed.push(entry.request);
             }
         }
-        self.observer.tokens(self.now, &self.emitted, &self.requests);
+        self.observer.batch_ended(self.now, replica, batch, &self.emitted, &self.requests);
         for &id in &self.completed {
             state.outstanding -= 1;
             self.arrivals.completed(self.now);

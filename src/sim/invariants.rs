@@ -139,7 +139,14 @@ impl Observer for Invariants {
         });
     }
 
-    fn batch_ended(&mut self, now: SimTime, _: ReplicaId, batch: &Batch) {
+    fn batch_ended(
+        &mut self,
+        now: SimTime,
+        _: ReplicaId,
+        batch: &Batch,
+        emitted: &[RequestId],
+        requests: &[Request],
+    ) {
         self.clock(now);
         for entry in &batch.entries {
             self.with_request(entry.request, |seen| {
@@ -147,11 +154,7 @@ impl Observer for Invariants {
                 None
             });
         }
-    }
-
-    fn tokens(&mut self, now: SimTime, ids: &[RequestId], requests: &[Request]) {
-        self.clock(now);
-        for &id in ids {
+        for &id in emitted {
             let request = &requests[id.index()];
             let emitted = request.emitted();
             self.check(request.processed <= request.total_tokens(), || {

@@ -32,10 +32,10 @@ pub use engine::{Outcome, SimConfig, run};
 pub use host::HostTime;
 pub use invariants::Invariants;
 pub use kv_blocks::{FoundPrefix, KvBlocks};
-pub use observer::{Observer, Repeat, Silent};
+pub use observer::{Observer, PUNCTUALITY, Repeat, Silent};
 pub use request::{Progress, Request};
 pub use router::RouterConfig;
 pub use scheduler::{
     BatchLimits, Defects, LightllmConfig, OrcaConfig, SarathiConfig, SchedulerConfig, SglangConfig,
-    TrtllmConfig, Usage, VllmConfig, VllmV1Config,
+    TrtllmConfig, Usage, VllmConfig, VllmNeuronConfig, VllmV1Config,
 };

@@ -1,12 +1,18 @@
-//! What a simulation tells: facts, as they happen, in order of time. Observers count, draw and
-//! check; they cannot change anything, and a run is the same without them.
+//! What a simulation tells: facts, in order of time. Observers count, draw and check; they cannot
+//! change anything, and a run is the same without them.
+//!
+//! One exception to the order: steps told together by [`Observer::repeated`] are in order among
+//! the facts of their replica, but may be told up to [`PUNCTUALITY`] late among those of others.
 
 use super::batch::Batch;
 use super::kv_blocks::KvBlocks;
 use super::request::Request;
 use crate::cost::StepCost;
 use crate::ids::{ReplicaId, RequestId, StageId};
-use crate::units::SimTime;
+use crate::units::{SimDuration, SimTime};
+
+/// When a fact of time `t` is told, every fact from before `t` less this has been told.
+pub const PUNCTUALITY: SimDuration = SimDuration::from_ns(1_000_000_000);
 
 /// One step of a decode stretch: the batch ended and started again at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,12 +45,17 @@ pub trait Observer {
     ) {
     }
 
-    /// The last stage ended a batch; its requests have not moved on yet.
-    fn batch_ended(&mut self, now: SimTime, replica: ReplicaId, batch: &Batch) {}
-
-    /// Each of `ids` got its next output token, all from the batch that has just ended;
-    /// `requests[id].emitted()` counts it. Completions are told after the tokens.
-    fn tokens(&mut self, now: SimTime, ids: &[RequestId], requests: &[Request]) {}
+    /// The last stage ended a batch. Each of `emitted`, in batch order, got its next output token:
+    /// `requests[id].emitted()` counts it. Completions are told after that.
+    fn batch_ended(
+        &mut self,
+        now: SimTime,
+        replica: ReplicaId,
+        batch: &Batch,
+        emitted: &[RequestId],
+        requests: &[Request],
+    ) {
+    }
 
     /// Whether steps of a batch that repeats unchanged may be told together, by
     /// [`Observer::repeated`]. Otherwise each is told by the facts above; the run is the same.
@@ -116,8 +127,7 @@ impl<A: Observer, B: Observer> Observer for (A, B) {
         arrived(now: SimTime, id: RequestId, request: &Request, replica: ReplicaId);
         batch_formed(now: SimTime, replica: ReplicaId, batch: &Batch, kv: &KvBlocks);
         stage_started(now: SimTime, replica: ReplicaId, stage: StageId, batch: &Batch, cost: StepCost);
-        batch_ended(now: SimTime, replica: ReplicaId, batch: &Batch);
-        tokens(now: SimTime, ids: &[RequestId], requests: &[Request]);
+        batch_ended(now: SimTime, replica: ReplicaId, batch: &Batch, emitted: &[RequestId], requests: &[Request]);
         restarted(now: SimTime, id: RequestId, request: &Request);
         completed(now: SimTime, id: RequestId, request: &Request);
         settled(now: SimTime, replica: ReplicaId, kv: &KvBlocks, waiting: usize);

@@ -46,6 +46,11 @@ pub(super) trait Router {
 }
 
 impl RouterConfig {
+    /// Whether where a request goes depends on the cache in use.
+    pub(super) fn sees_kv(self) -> bool {
+        self == RouterConfig::LeastKv
+    }
+
     /// Builds the router for `num_replicas` idle replicas.
     pub(super) fn build(self, num_replicas: u32, seed: u64) -> Box<dyn Router> {
         let rng = rng::stream(seed, "router");

@@ -2,9 +2,11 @@
 //!
 //! A batch in which every request decodes repeats until a request arrives, one of its own completes,
 //! or the cache runs short. Up to there nothing is decided: its steps differ only in the context
-//! that attention reads, which grows by a token per request. So their times are asked one by one and
-//! added up, and requests and cache are brought up to date once, at the end. The result is that of
-//! taking every step by itself, to the nanosecond; `tests/it/sim_properties.rs` compares the two.
+//! that attention reads, which grows by a token per request. So a replica runs ahead of the clock:
+//! the times of its steps are asked one by one and added up, and requests and cache are brought up
+//! to date when the stretch ends. A request that arrives meanwhile takes back the steps that have
+//! not begun. The result is that of taking every step by itself, to the nanosecond;
+//! `tests/it/sim_properties.rs` compares the two.
 
 use super::batch::Batch;
 use super::host::Host;
@@ -23,10 +25,25 @@ pub(super) fn carry(fraction: &mut u32, mut cost: StepCost) -> StepCost {
     cost
 }
 
+/// What times a step.
+pub(super) struct Pace<'a> {
+    pub(super) cost: &'a dyn CostModel,
+    pub(super) host: Host,
+}
+
+/// How far a replica may run ahead.
+#[derive(Clone, Copy)]
+pub(super) struct Bound {
+    /// Surely nothing arrives before.
+    pub(super) sure_until: SimTime,
+    /// Steps that may begin later, in the hope that what arrives goes to another replica.
+    pub(super) beyond: usize,
+}
+
 /// How often `batch`, which has just started, can surely repeat before one of its requests
 /// completes or the cache runs short. A step takes at most one block per request, and asks for a
 /// free one even when it takes none.
-fn most_repeats(batch: &Batch, requests: &[Request], kv: &KvBlocks) -> u32 {
+pub(super) fn most_repeats(batch: &Batch, requests: &[Request], kv: &KvBlocks) -> u32 {
     let left = batch.entries.iter().map(|e| {
         let request = &requests[e.request.index()];
         request.total_tokens() - request.processed
@@ -36,55 +53,101 @@ fn most_repeats(batch: &Batch, requests: &[Request], kv: &KvBlocks) -> u32 {
     steps.min(blocks)
 }
 
-/// Repeats `batch`, whose first step ends at `end`, while each step ends before `next_arrival`.
-/// Appends the repeats to `out`, brings batch, requests and cache to where the last one begins, and
-/// gives the time at which that one ends.
-#[allow(clippy::too_many_arguments)]
-pub(super) fn run(
-    batch: &mut Batch,
-    requests: &mut [Request],
-    kv: &mut KvBlocks,
-    cost: &dyn CostModel,
-    host: Host,
-    fraction: &mut u32,
-    mut end: SimTime,
-    next_arrival: SimTime,
-    out: &mut Vec<Repeat>,
-) -> SimTime {
-    if end >= next_arrival {
-        return end;
-    }
-    let most = most_repeats(batch, requests, kv);
-    let context_per_step = u64::from(batch.shape.num_decodes);
-    while out.len() < most as usize && end < next_arrival {
-        batch.shape.decode_kv_tokens += context_per_step;
-        let cost = carry(fraction, cost.stage_cost(StageId(0), &batch.shape));
-        let cost = host.charge(cost, batch.len());
-        out.push(Repeat { at: end, cost, kv_used: 0 });
-        end = end + cost.duration;
-    }
-    let repeats = out.len() as u32;
-    if repeats == 0 {
-        return end;
-    }
-    let used = kv.used();
-    let size = kv.block_size();
-    for entry in &batch.entries {
-        let request = &mut requests[entry.request.index()];
-        // The first token past its blocks takes one more, and every `size`-th after that.
-        let mut at = (request.blocks * size).saturating_sub(request.processed);
-        while (at as usize) < out.len() {
-            out[at as usize].kv_used += 1;
-            at += size;
+/// The repeats of a replica's batch that are known and not yet told: batch, requests and cache do
+/// not know of them.
+#[derive(Default)]
+pub(super) struct Ahead {
+    repeats: Vec<Repeat>,
+    /// Of these, the first so many have been told.
+    told: usize,
+}
+
+impl Ahead {
+    /// Repeats `batch`, whose first step ends at `end`, as far as `bound` allows. Gives the time at
+    /// which its last repeat ends.
+    pub(super) fn run(
+        &mut self,
+        batch: &Batch,
+        most: u32,
+        pace: &Pace<'_>,
+        fraction: &mut u32,
+        mut end: SimTime,
+        bound: Bound,
+    ) -> SimTime {
+        let mut shape = batch.shape.clone();
+        let mut beyond = bound.beyond;
+        while self.repeats.len() < most as usize {
+            if end >= bound.sure_until {
+                let Some(left) = beyond.checked_sub(1) else { break };
+                beyond = left;
+            }
+            shape.decode_on(1);
+            let cost = carry(fraction, pace.cost.stage_cost(StageId(0), &shape));
+            let cost = pace.host.charge(cost, batch.len());
+            self.repeats.push(Repeat { at: end, cost, kv_used: 0 });
+            end = end + cost.duration;
         }
-        request.processed += repeats;
-        kv.grow_to_fit(request);
+        end
     }
-    let mut sum = used;
-    for repeat in out {
-        sum += repeat.kv_used;
-        repeat.kv_used = sum;
+
+    /// Takes back the repeats that begin at `now` or later. Gives the time at which the first of
+    /// them would have begun: then ends the step that is under way.
+    pub(super) fn take_back(&mut self, now: SimTime, fraction: &mut u32) -> Option<SimTime> {
+        let begun = self.repeats.partition_point(|r| r.at < now);
+        let end = self.repeats.get(begun)?.at;
+        for repeat in self.repeats.drain(begun..) {
+            *fraction = fraction.wrapping_sub(repeat.cost.fraction);
+        }
+        Some(end)
     }
-    debug_assert_eq!(sum, kv.used(), "blocks are counted twice the same way");
-    end
+
+    /// Brings `batch`, its requests and the cache to where the last repeat stands that begins
+    /// before `now`. Gives the repeats that this adds.
+    pub(super) fn catch_up(
+        &mut self,
+        now: SimTime,
+        batch: &mut Batch,
+        requests: &mut [Request],
+        kv: &mut KvBlocks,
+    ) -> &[Repeat] {
+        let news = &mut self.repeats[self.told..];
+        let begun = news.partition_point(|r| r.at < now);
+        let news = &mut news[..begun];
+        if news.is_empty() {
+            return news;
+        }
+        self.told += begun;
+        let steps = begun as u32;
+        batch.shape.decode_on(steps);
+        let mut sum = kv.used();
+        let size = kv.block_size();
+        for entry in &batch.entries {
+            let request = &mut requests[entry.request.index()];
+            // The first token past its blocks takes one more, and every `size`-th after that.
+            let mut at = (request.blocks * size).saturating_sub(request.processed);
+            while (at as usize) < news.len() {
+                news[at as usize].kv_used += 1;
+                at += size;
+            }
+            request.processed += steps;
+            kv.grow_to_fit(request);
+        }
+        for repeat in &mut *news {
+            sum += repeat.kv_used;
+            repeat.kv_used = sum;
+        }
+        debug_assert_eq!(sum, kv.used(), "blocks are counted twice the same way");
+        news
+    }
+
+    /// Whether the step that is under way is the last one known.
+    pub(super) fn is_empty(&self) -> bool {
+        self.repeats.is_empty()
+    }
+
+    /// Forgets everything, once it has been told.
+    pub(super) fn clear(&mut self) {
+        self.repeats.clear();
+        self.told = 0;
+    }
 }

@@ -29,6 +29,10 @@ pub struct DeviceSku {
     /// Board or chip power in watts; absent where the maker does not publish it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub power_w: Option<f64>,
+    /// Parts that frameworks count as devices of their own, each with an equal share of everything:
+    /// a Neuron chip's (logical) NeuronCores. A tensor-parallel degree counts them. 1 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cores: Option<u32>,
     /// Where each figure comes from, or how it was measured.
     pub sources: Vec<String>,
 }
@@ -86,6 +90,31 @@ pub enum PriceKind {
 }
 
 impl DeviceSku {
+    /// Parts that frameworks count as devices, at least 1.
+    pub fn num_cores(&self) -> u32 {
+        self.cores.unwrap_or(1).max(1)
+    }
+
+    /// What one tensor-parallel worker runs on: the device itself, or one of its cores with an equal
+    /// share of memory, bandwidth, arithmetic and power. The link stays whole: a ring through all
+    /// cores of a node leaves a chip by one of them at a time.
+    #[must_use]
+    pub fn worker(mut self) -> DeviceSku {
+        let n = self.num_cores();
+        let share = 1.0 / f64::from(n);
+        self.memory_bytes /= u64::from(n);
+        self.memory_bandwidth_bytes_per_s *= share;
+        self.peak_flops_per_s.values_mut().for_each(|flops| *flops *= share);
+        self.power_w = self.power_w.map(|watts| watts * share);
+        self.cores = None;
+        self
+    }
+
+    /// Its name and its other names.
+    pub fn names(&self) -> Vec<&str> {
+        std::iter::once(&self.name).chain(&self.aliases).map(String::as_str).collect()
+    }
+
     /// Peak arithmetic in `dtype`, in operations per second. Where only one of the two 16-bit
     /// formats is stated it stands for both: they run on the same units at the same rate.
     pub fn peak(&self, dtype: Dtype) -> Option<f64> {
@@ -129,6 +158,9 @@ impl DeviceSku {
         }
         if let Some(power) = self.power_w {
             positive("power_w", power)?;
+        }
+        if self.cores == Some(0) {
+            return Err("cores is 0; expected at least 1, or leave it out".into());
         }
         check_sources(&self.sources)
     }
@@ -245,6 +277,7 @@ mod tests {
             peak_flops_per_s: BTreeMap::from([(Dtype::Bf16, 3.0)]),
             link_bytes_per_s: None,
             power_w: None,
+            cores: None,
             sources: vec!["made up".into()],
         }
     }

@@ -42,6 +42,12 @@ pub enum Op {
     Add,
     /// Projection to the vocabulary, of the tokens that are sampled.
     LmHead,
+    /// A whole compiled graph that reads prompts, as far as its tokens go.
+    ContextGraph,
+    /// A whole compiled graph that decodes one token for each of its sequences.
+    TokenGraph,
+    /// What context graphs spend on the part of their bucket that no prompt token fills.
+    GraphPadding,
     /// Sum over tensor-parallel devices.
     AllReduce,
     /// Hand-over of activations to the next pipeline stage.
@@ -117,7 +123,7 @@ pub enum LayerSum {
 
 impl Op {
     /// Every operator, in the order in which a layer runs them.
-    pub const ALL: [Op; 18] = [
+    pub const ALL: [Op; 21] = [
         Op::Emb,
         Op::InputLayernorm,
         Op::AttnPreProj,
@@ -133,6 +139,9 @@ impl Op {
         Op::MlpDownProj,
         Op::Add,
         Op::LmHead,
+        Op::ContextGraph,
+        Op::TokenGraph,
+        Op::GraphPadding,
         Op::AllReduce,
         Op::SendRecv,
         Op::Host,
@@ -156,6 +165,9 @@ impl Op {
             Op::MlpDownProj => "mlp_down_proj",
             Op::Add => "add",
             Op::LmHead => "lm_head",
+            Op::ContextGraph => "context_graph",
+            Op::TokenGraph => "token_graph",
+            Op::GraphPadding => "graph_padding",
             Op::AllReduce => "all_reduce",
             Op::SendRecv => "send_recv",
             Op::Host => "host",
@@ -175,6 +187,12 @@ impl Op {
     /// Whether the time goes into a network rather than into a device.
     pub const fn is_collective(self) -> bool {
         matches!(self, Op::AllReduce | Op::SendRecv)
+    }
+
+    /// Whether it is a whole compiled graph or a part of one: its time is looked up, not added up
+    /// from the operators inside.
+    pub const fn is_graph(self) -> bool {
+        matches!(self, Op::ContextGraph | Op::TokenGraph | Op::GraphPadding)
     }
 
     /// Whether it is a matrix product of a decoder layer: the operators that a quantised checkpoint

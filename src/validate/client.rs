@@ -2,7 +2,7 @@
 //! when its last.
 
 use crate::ids::{ReplicaId, RequestId};
-use crate::sim::{Observer, Request};
+use crate::sim::{Batch, Observer, Request};
 use crate::units::SimTime;
 
 /// Keeps three times per request and nothing else.
@@ -53,8 +53,15 @@ impl Observer for ClientView {
         });
     }
 
-    fn tokens(&mut self, now: SimTime, ids: &[RequestId], requests: &[Request]) {
-        for &id in ids {
+    fn batch_ended(
+        &mut self,
+        now: SimTime,
+        _: ReplicaId,
+        _: &Batch,
+        emitted: &[RequestId],
+        requests: &[Request],
+    ) {
+        for &id in emitted {
             if requests[id.index()].emitted() == 1 {
                 self.requests[id.index()].first_token = now;
             }

@@ -112,11 +112,7 @@ fn mfu_is_the_arithmetic_of_the_batches_over_the_peak() {
     let (_, summary) = run(&sim_config(), &ALONE, options);
     let chunk = PrefillChunk { kv_tokens: 0, chunk_tokens: 10, completes: true };
     let prefill = flops.of_batch(&BatchShape { prefills: vec![chunk], ..BatchShape::default() });
-    let decode = |context| {
-        let batch =
-            BatchShape { num_decodes: 1, decode_kv_tokens: context, ..BatchShape::default() };
-        flops.of_batch(&batch)
-    };
+    let decode = |context| flops.of_batch(&BatchShape::decodes(1, context));
     let all = prefill + decode(11) + decode(12);
     let stage = summary.replicas[0].stages[0];
     assert_near(stage.mfu_while_busy_percent.unwrap(), 100.0 * all / (1e12 * 15.3223e-3));

@@ -8,29 +8,29 @@ use std::path::Path;
 use tempfile::TempDir;
 
 /// An empty folder to work in, and one for tools that goes before the rest of the PATH.
-struct Box {
+pub(crate) struct Box {
     dir: TempDir,
 }
 
 impl Box {
-    fn new() -> Box {
+    pub(crate) fn new() -> Box {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("bin")).unwrap();
         Box { dir }
     }
 
-    fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.dir.path()
     }
 
-    fn tool(self, name: &str, body: &str) -> Box {
+    pub(crate) fn tool(self, name: &str, body: &str) -> Box {
         let path = self.path().join("bin").join(name);
         fs::write(&path, format!("#!/bin/sh\n{body}\n")).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         self
     }
 
-    fn run(&self, args: &[&str]) -> (i32, String, String) {
+    pub(crate) fn run(&self, args: &[&str]) -> (i32, String, String) {
         let path = format!("{}:/usr/bin:/bin", self.path().join("bin").display());
         let output = Command::cargo_bin("vidur")
             .unwrap()
@@ -44,7 +44,7 @@ impl Box {
         (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
     }
 
-    fn read(&self, path: &str) -> String {
+    pub(crate) fn read(&self, path: &str) -> String {
         fs::read_to_string(self.path().join(path)).unwrap()
     }
 }
@@ -332,19 +332,9 @@ fn everything_at_once_ends_with_what_is_there_and_what_is_missing() {
     }
 }
 
-/// A Python with torch: VIDUR_TORCH_PYTHON, or the usual places.
-fn torch_python() -> Option<String> {
-    let named = std::env::var("VIDUR_TORCH_PYTHON").ok();
-    named.into_iter().chain(["python3".into(), "/usr/bin/python3".into()]).find(|python| {
-        let import =
-            std::process::Command::new(python).args(["-c", "import torch.distributed"]).output();
-        import.is_ok_and(|output| output.status.success())
-    })
-}
-
 #[test]
 fn torch_times_collectives_between_processes_and_graphs_where_it_is_installed() {
-    let Some(python) = torch_python() else {
+    let Some(python) = crate::support::torch_python("torch.distributed") else {
         eprintln!("skipped: no Python with torch; set VIDUR_TORCH_PYTHON to one");
         return;
     };

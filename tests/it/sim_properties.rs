@@ -1,14 +1,21 @@
 //! Random configurations and workloads through every scheduler, router and parallelism: the
 //! invariants hold, observers change nothing, and the same input gives the same facts.
 
-use crate::support::LinearCost;
+use crate::support::{LinearCost, sim_config, workload};
 use proptest::prelude::*;
+use std::collections::BTreeMap;
+use vidur::cost::CostModel;
+use vidur::dataset::location::ProfileRoot;
+use vidur::ids::{ReplicaId, RequestId};
 use vidur::metrics::{Recorder, Summary};
+use vidur::predictor::{self, GraphSettings, Limits, PredictorConfig, System, TableCache};
 use vidur::sim::{
-    self, Defects, HostTime, Invariants, LightllmConfig, OrcaConfig, RouterConfig, SarathiConfig,
-    SchedulerConfig, SglangConfig, Silent, SimConfig, SimError, TrtllmConfig, VllmConfig,
-    VllmV1Config,
+    self, Batch, Defects, HostTime, Invariants, KvBlocks, LightllmConfig, Observer, OrcaConfig,
+    PUNCTUALITY, Repeat, Request, RouterConfig, SarathiConfig, SchedulerConfig, SglangConfig,
+    Silent, SimConfig, SimError, TrtllmConfig, VllmConfig, VllmNeuronConfig, VllmV1Config,
 };
+use vidur::spec::catalog::Catalog;
+use vidur::spec::parallel::Parallelism;
 use vidur::units::{SimDuration, SimTime};
 use vidur::workload::{Clients, FrontEnd, Prefixes, RequestSpec, Workload};
 
@@ -28,6 +35,11 @@ fn schedulers() -> impl Strategy<Value = SchedulerConfig> {
             SchedulerConfig::FasterTransformer(OrcaConfig { max_num_seqs, max_request_tokens: 300 })
         }),
         todays_engines(),
+        (seats.clone(), any::<bool>()).prop_map(|(max_num_seqs, host)| {
+            let host = HostTime { gap_us: u32::from(host) * 700, ..HostTime::default() };
+            let max_model_len = 300;
+            SchedulerConfig::VllmNeuron(VllmNeuronConfig { max_num_seqs, max_model_len, host })
+        }),
         (seats, 300u32..600, 0u32..12).prop_map(
             |(max_num_seqs, max_num_batched_tokens, max_waiting_iters)| {
                 SchedulerConfig::Lightllm(LightllmConfig {
@@ -165,6 +177,81 @@ pub fn workloads() -> impl Strategy<Value = Workload> {
     })
 }
 
+/// Step times of graphs with small buckets, so that contexts outgrow them in the middle of stretches.
+fn graph_cost() -> Box<dyn CostModel> {
+    let mut csv = "time_stats.graph.median,num_tensor_parallel_workers,phase,batch_size,bucket,\
+                   num_layers,with_head\n"
+        .to_owned();
+    for bucket in [16, 40, 90, 150, 300, 700] {
+        csv.push_str(&format!("{},1,context,1,{bucket},28,True\n", f64::from(bucket) * 0.0871));
+        for batch in [1, 4, 20] {
+            let ms = 1.37 + 0.011 * f64::from(bucket) + 0.173 * f64::from(batch);
+            csv.push_str(&format!("{ms},1,token,{batch},{bucket},28,True\n"));
+        }
+    }
+    let path = "compute/inferentia2/Qwen/Qwen3-0.6B/graph.csv".to_owned();
+    let root = ProfileRoot::memory("test", BTreeMap::from([(path, csv.into_bytes())]));
+    let catalog = Catalog::open(None);
+    let (model, device) =
+        (catalog.model("Qwen/Qwen3-0.6B").unwrap(), catalog.device("inferentia2").unwrap());
+    let system = System {
+        root: &root,
+        model: &model,
+        device: &device,
+        network_device: None,
+        parallel: Parallelism::SINGLE,
+    };
+    let limits = Limits { max_batch_tokens: 1, max_batch_size: 1 };
+    let config = PredictorConfig::Graph(GraphSettings::default());
+    predictor::build(&config, &system, limits, &TableCache::off()).unwrap().0
+}
+
+#[test]
+fn a_stretch_pays_the_larger_bucket_from_the_step_on_that_outgrows_the_smaller() {
+    let cost = graph_cost();
+    let config = sim_config();
+    let config = SimConfig {
+        scheduler: SchedulerConfig::VllmNeuron(VllmNeuronConfig {
+            max_num_seqs: 4,
+            max_model_len: 300,
+            host: HostTime::default(),
+        }),
+        ..config
+    };
+    // Contexts 36 to 45: four steps below 40, and six in the bucket of 90.
+    let outcome = sim::run(&config, &*cost, &workload(&[(0, 35, 11)]), &mut Silent).unwrap();
+    let decode = |bucket: f64| 1.37 + 0.011 * bucket + 0.173;
+    let expected = 40.0 * 0.0871 + 4.0 * decode(40.0) + 6.0 * decode(90.0);
+    let ms = outcome.end.since(SimTime::ZERO).as_ms();
+    assert!((ms - expected).abs() < 1e-5, "{ms} against {expected}");
+}
+
+/// How late facts are told.
+#[derive(Default)]
+struct Lateness {
+    now: SimTime,
+    most: SimDuration,
+}
+
+impl Observer for Lateness {
+    fn arrived(&mut self, now: SimTime, _: RequestId, _: &Request, _: ReplicaId) {
+        self.now = self.now.max(now);
+    }
+
+    fn takes_repeats(&self) -> bool {
+        true
+    }
+
+    fn repeated(&mut self, _: ReplicaId, _: &Batch, _: &[Request], repeats: &[Repeat]) {
+        // Steps may also be told before their time.
+        self.most = self.most.max(self.now.since(repeats[0].at.min(self.now)));
+    }
+
+    fn settled(&mut self, now: SimTime, _: ReplicaId, _: &KvBlocks, _: usize) {
+        self.now = self.now.max(now);
+    }
+}
+
 fn cases() -> u32 {
     // `VIDUR_PROPTEST_CASES=100000 cargo test sim_properties` looks further.
     std::env::var("VIDUR_PROPTEST_CASES").ok().and_then(|v| v.parse().ok()).unwrap_or(3000)
@@ -177,13 +264,18 @@ proptest! {
     fn invariants_hold_and_observers_change_nothing(
         (config, stages) in configs(),
         workload in workloads(),
+        graphs_run in any::<bool>(),
     ) {
-        let cost = LinearCost { stages };
+        // Every other run on graphs, whose time jumps when a context outgrows its bucket; as they
+        // run prompts of a step one after the other and hold every layer, on one stage.
+        let linear = LinearCost { stages };
+        let graphs = graph_cost();
+        let cost: &dyn CostModel = if graphs_run && stages == 1 { &*graphs } else { &linear };
         let mut watched = (
             Invariants::new(config.scheduler.limits(stages)),
             Recorder::new(config.num_replicas, true),
         );
-        match sim::run(&config, &cost, &workload, &mut watched) {
+        match sim::run(&config, cost, &workload, &mut watched) {
             Err(
                 SimError::RequestTooLong { .. }
                 | SimError::RequestOverLimit { .. }
@@ -195,13 +287,16 @@ proptest! {
                 if !config.defects.forgetful_restart {
                     prop_assert_eq!(watched.0.violations(), &[] as &[String], "{:?}", config);
                 }
-                let again = sim::run(&config, &cost, &workload, &mut Silent).unwrap();
+                let again = sim::run(&config, cost, &workload, &mut Silent).unwrap();
                 prop_assert_eq!(&outcome.requests, &again.requests);
                 prop_assert_eq!(outcome.end, again.end);
                 prop_assert_eq!(outcome.num_batches, again.num_batches);
                 // Told in stretches, the same run has the same figures.
-                let mut brief = Recorder::new(config.num_replicas, false);
-                sim::run(&config, &cost, &workload, &mut brief).unwrap();
+                let mut brief =
+                    (Recorder::new(config.num_replicas, false), Lateness::default());
+                sim::run(&config, cost, &workload, &mut brief).unwrap();
+                let (brief, late) = brief;
+                prop_assert!(late.most <= PUNCTUALITY, "told {:?} late", late.most);
                 prop_assert_eq!(&brief.requests, &watched.1.requests);
                 let summary = |r: &Recorder| Summary::of(r, stages, outcome.end);
                 prop_assert_eq!(summary(&brief), summary(&watched.1));
@@ -224,4 +319,27 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn steps_that_one_replica_runs_ahead_are_told_in_time() {
+    // Each other request goes to replica 0, which soon decodes one of them alone for seconds while
+    // replica 1 ends one about every half second.
+    let mut requests = vec![(0, 10, 1000)];
+    for output in [100, 200, 300, 400, 500, 600] {
+        requests.extend([(0, 10, output), (0, 10, 1)]);
+    }
+    requests.push((4000, 10, 5));
+    let config = SimConfig { num_replicas: 2, ..sim_config() };
+    let cost = LinearCost { stages: 1 };
+    let workload = workload(&requests);
+    let recorder = |spans| Recorder::new(config.num_replicas, spans);
+    let mut brief = (recorder(false), Lateness::default());
+    let end = sim::run(&config, &cost, &workload, &mut brief).unwrap().end;
+    let mut detailed = recorder(true);
+    sim::run(&config, &cost, &workload, &mut detailed).unwrap();
+    let (brief, late) = brief;
+    assert!(late.most <= PUNCTUALITY, "told {} s late", late.most.as_seconds());
+    assert!(late.most > SimDuration::ZERO, "nothing ran ahead");
+    assert_eq!(Summary::of(&brief, 1, end), Summary::of(&detailed, 1, end));
 }

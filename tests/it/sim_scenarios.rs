@@ -4,7 +4,7 @@ use crate::support::{LinearCost, sim_config, workload};
 use vidur::metrics::Recorder;
 use vidur::sim::{
     self, HostTime, SarathiConfig, SchedulerConfig, SglangConfig, SimConfig, SimError,
-    TrtllmConfig, VllmConfig, VllmV1Config,
+    TrtllmConfig, VllmConfig, VllmNeuronConfig, VllmV1Config,
 };
 use vidur::units::SimDuration;
 use vidur::workload::{Clients, FrontEnd, Prefixes};
@@ -275,4 +275,39 @@ fn a_front_end_takes_requests_one_after_the_other() {
         assert_eq!(r[1].arrived_at.as_ns(), 0);
         assert_eq!(r[1].scheduled_at.as_ns(), 2_500_000 + step(100, 0, 0));
     }
+}
+
+#[test]
+fn vllm_neuron_reads_one_prompt_a_step_before_all_decodes_and_reserves_whole_seats() {
+    let config = SimConfig {
+        scheduler: SchedulerConfig::VllmNeuron(VllmNeuronConfig {
+            max_num_seqs: 2,
+            max_model_len: 64,
+            host: HostTime::default(),
+        }),
+        ..sim_config()
+    };
+    let recorder = run(&config, &[(0, 10, 3), (0, 20, 2), (0, 30, 1)], 1);
+    let r = &recorder.requests;
+    // Two prompts one after the other, then decodes together; the third has no seat until then.
+    let first = step(10, 0, 0);
+    let second = first + step(20, 0, 0);
+    assert_eq!(r[0].first_token_at.as_ns(), first);
+    assert_eq!(r[1].first_token_at.as_ns(), second);
+    let both = second + step(2, 2, 11 + 21);
+    assert_eq!(r[1].completed_at.as_ns(), both);
+    // Its prompt goes before the decode of the first.
+    let third = both + step(30, 0, 0);
+    assert_eq!((r[2].scheduled_at.as_ns(), r[2].completed_at.as_ns()), (both, third));
+    assert_eq!(r[0].completed_at.as_ns(), third + step(1, 1, 12));
+    // Cache for two seats of 64 tokens is four blocks of 16 each; a third seat finds none.
+    let SchedulerConfig::VllmNeuron(seats) = config.scheduler.clone() else { unreachable!() };
+    let seats = VllmNeuronConfig { max_num_seqs: 3, ..seats };
+    let scheduler = SchedulerConfig::VllmNeuron(seats);
+    let tight = SimConfig { scheduler, kv_blocks: 11, watermark_blocks: 0, ..config.clone() };
+    let recorder = run(&tight, &[(0, 10, 3), (0, 20, 2), (0, 30, 1)], 1);
+    assert_eq!(recorder.requests[2].scheduled_at.as_ns(), both);
+    let refused =
+        sim::run(&config, &LinearCost { stages: 1 }, &workload(&[(0, 60, 5)]), &mut sim::Silent);
+    assert!(refused.unwrap_err().to_string().contains("scheduler.vllm_neuron.max_model_len 64"));
 }

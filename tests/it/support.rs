@@ -60,3 +60,13 @@ pub fn workload(requests: &[(u64, u32, u32)]) -> Workload {
         ..Workload::default()
     }
 }
+
+/// A Python that has torch's `module`: VIDUR_TORCH_PYTHON, or the usual places.
+pub fn torch_python(module: &str) -> Option<String> {
+    let named = std::env::var("VIDUR_TORCH_PYTHON").ok();
+    named.into_iter().chain(["python3".into(), "/usr/bin/python3".into()]).find(|python| {
+        let import =
+            std::process::Command::new(python).args(["-c", &format!("import {module}")]).output();
+        import.is_ok_and(|output| output.status.success())
+    })
+}

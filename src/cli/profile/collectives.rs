@@ -1,6 +1,7 @@
 //! `vidur profile collectives`: time what devices do together, or read what others timed.
 
 mod from_files;
+mod two_nodes;
 
 use super::super::Failure;
 use super::super::devices;
@@ -12,8 +13,10 @@ use crate::profiling::detect::{self, Detection, Kind};
 use crate::profiling::host::Host;
 use crate::profiling::network::distributed::{self, Group};
 use crate::profiling::network::ring;
+use crate::profiling::network::tcp;
 use crate::profiling::network::tools::{Sizes, Tool};
 use crate::profiling::tool::Tools;
+use crate::run::lookup;
 use clap::ValueEnum;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
@@ -26,8 +29,8 @@ pub struct Args {
     /// Workers on each node [default: 2, 4, 8 and so on, as far as the devices go].
     #[arg(long, value_delimiter = ',', value_name = "N,N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     num_workers_per_node: Vec<u32>,
-    /// Nodes that the workers are spread over: of a file given with --from, or with torch, where
-    /// the same command runs on each.
+    /// Nodes that the workers are spread over: of a file given with --from, or where the same
+    /// command runs on each (torch; CPUs without it for send_recv between two).
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     num_nodes: u32,
     /// Number of this node, from 0; node 0 writes the file.
@@ -36,6 +39,9 @@ pub struct Args {
     /// Address of node 0 and a port that is free there.
     #[arg(long, value_name = "HOST:PORT")]
     master_addr: Option<String>,
+    /// How long nodes wait for each other.
+    #[arg(long, default_value = "5m", value_name = "TIME", value_parser = humantime::parse_duration)]
+    meet_timeout: Duration,
     /// Python interpreter that has torch.
     #[arg(long, default_value = "python3", value_name = "PATH")]
     python: PathBuf,
@@ -139,6 +145,7 @@ pub(super) fn for_all(
         num_nodes: 1,
         node_rank: 0,
         master_addr: None,
+        meet_timeout: Duration::from_secs(300),
         python: python.to_owned(),
         from: Vec::new(),
         backend: cpu.then_some(BackendArg::Cpu),
@@ -180,10 +187,13 @@ enum Means {
     Ring,
     Torch(Box<TorchBackend>),
     Tool(Tool),
+    Tcp(tcp::Link),
 }
 
 fn measure(args: &Args) -> Result<(), Failure> {
-    print_tables(&measured(args)?)
+    let done = measured(args)?;
+    // Node 0 has the file.
+    if args.node_rank > 0 { Ok(()) } else { print_tables(&done) }
 }
 
 /// Measures on this machine.
@@ -200,11 +210,7 @@ fn measured(args: &Args) -> Result<Vec<Done>, Failure> {
     let found =
         detect::detect(&Tools::system(), &catalog, kind.flatten()).map_err(Failure::user)?;
     let torch = args.backend == Some(BackendArg::Torch);
-    if args.num_nodes > 1 && !torch {
-        return Err(Failure::user(
-            "several nodes are measured by --backend torch; read files of other tools with --from",
-        ));
-    }
+    let native = two_nodes::native(args, found.backend, torch)?;
     // nccl-tests is the exact way on GPUs; without it torch, which is there for the operators.
     let nccl =
         tools.find("all_reduce_perf").is_some() || args.backend == Some(BackendArg::NcclTests);
@@ -212,6 +218,11 @@ fn measured(args: &Args) -> Result<Vec<Done>, Failure> {
         Kind::Neuron if !torch => Means::Tool(Tool::NccomTest),
         Kind::Cuda if nccl && !torch => Means::Tool(Tool::NcclTests),
         Kind::Cuda => Means::Torch(Box::new(workers(args, &found, "cuda")?)),
+        Kind::Cpu if native && args.node_rank == 1 => {
+            two_nodes::serve(args)?;
+            return Ok(Vec::new());
+        }
+        Kind::Cpu if native => Means::Tcp(two_nodes::wait(args)?),
         Kind::Cpu if !torch => Means::Ring,
         Kind::Cpu => Means::Torch(Box::new(workers(args, &found, "cpu")?)),
         Kind::Neuron => {
@@ -221,11 +232,13 @@ fn measured(args: &Args) -> Result<Vec<Done>, Failure> {
         }
         Kind::Rocm => Means::Torch(Box::new(workers(args, &found, "cuda")?)),
     };
-    let name = network_device(args.network_device.as_deref(), &found, torch)?;
+    let way = if torch { "gloo" } else { "shm" };
+    let way = if native { "tcp" } else { way };
+    let name = network_device(args.network_device.as_deref(), &found, way)?;
     let devices = match found.backend {
-        // Cores are the devices of a CPU; Neuron's collectives run between cores.
-        Kind::Cpu | Kind::Neuron => found.devices.iter().filter_map(|d| d.cores).sum(),
-        _ => found.devices.len() as u32,
+        // Threads of a CPU sum among its cores.
+        Kind::Cpu => found.devices.iter().filter_map(|d| d.cores).sum(),
+        _ => found.num_workers(),
     };
     let node = args.devices_per_node.unwrap_or(devices);
     let mut done = Vec::new();
@@ -239,6 +252,9 @@ fn measured(args: &Args) -> Result<Vec<Done>, Failure> {
             groups.push((workers * args.num_nodes, workers));
         }
         done.push(Done { collective, table, groups });
+    }
+    if let Means::Tcp(link) = &mut means {
+        link.finish().map_err(Failure::user)?;
     }
     Ok(done)
 }
@@ -261,19 +277,21 @@ fn workers(args: &Args, found: &Detection, kind: &str) -> Result<TorchBackend, F
         plain_kernels: true,
         limit: TOOL_DEADLINE,
         seed: 42,
+        lnc: None,
     };
     TorchBackend::new(config, &host).map_err(Failure::user)
 }
 
 /// The folder to write to.
-fn network_device(asked: Option<&str>, found: &Detection, torch: bool) -> Result<String, Failure> {
-    let way = if torch { "gloo" } else { "shm" };
+fn network_device(asked: Option<&str>, found: &Detection, way: &str) -> Result<String, Failure> {
     if let Some(name) = asked {
         return Ok(name.to_owned());
     }
     match (found.backend, &found.network_device, &found.store_as) {
         (Kind::Cpu, _, Some(sku)) => Ok(format!("{sku}-{way}")),
         (_, Some(name), _) => Ok(name.clone()),
+        // The cores of one chip.
+        (Kind::Neuron, None, Some(sku)) if found.devices.len() == 1 => Ok(lookup::chip(sku)),
         _ => Err(Failure::user(
             "the catalogue has no name for the wiring of this node; give --network-device (`vidur devices --detect` tells more)",
         )),
@@ -326,17 +344,18 @@ fn measure_group(
         .into_iter()
         .filter(|&bytes| args.force || !table.contains(key(bytes)))
         .collect();
-    if missing.is_empty() {
+    // The other node of a group cannot know what is here: it is met in any case.
+    let met = args.num_nodes > 1 && matches!(means, Means::Torch(_));
+    if missing.is_empty() && !met {
         return Ok(());
     }
-    eprintln!("{} of {workers} workers: {} sizes", collective.name(), missing.len());
+    let sizes_to_go = if met { sizes.list().len() } else { missing.len() };
+    eprintln!("{} of {} workers: {sizes_to_go} sizes", collective.name(), key(0).workers);
     let (tool, rows, notes) = match means {
         Means::Ring => {
             for &bytes in &missing {
-                let effort =
-                    ring::Effort { repeats: args.repeats, min_time: Duration::from_millis(50) };
-                let ms =
-                    ring::measure(collective, workers, bytes, effort).map_err(Failure::user)?;
+                let ms = ring::measure(collective, workers, bytes, effort(args))
+                    .map_err(Failure::user)?;
                 if let Some(times) = Times::of(&ms) {
                     table.put(key(bytes), times, node);
                     // Each row is on disk as soon as it is measured.
@@ -345,14 +364,19 @@ fn measure_group(
             }
             (ring::NAME.to_owned(), missing.len(), Vec::new())
         }
-        Means::Torch(backend) => {
-            let master = match (&args.master_addr, args.num_nodes) {
-                (Some(master), 2..) => master.clone(),
-                (None, 2..) => {
-                    return Err(Failure::user(
-                        "several nodes need a place to meet; give --master-addr HOST:PORT of node 0",
-                    ));
+        Means::Tcp(link) => {
+            for &bytes in &missing {
+                let ms = link.measure(bytes, effort(args)).map_err(Failure::user)?;
+                if let Some(times) = Times::of(&ms) {
+                    table.put(key(bytes), times, node);
+                    table.save().map_err(Failure::user)?;
                 }
+            }
+            (tcp::NAME.to_owned(), missing.len(), Vec::new())
+        }
+        Means::Torch(backend) => {
+            let master = match args.num_nodes {
+                2.. => two_nodes::master(args)?.to_owned(),
                 _ => distributed::local_master().map_err(Failure::user)?,
             };
             let group = Group {
@@ -362,15 +386,22 @@ fn measure_group(
                 master,
             };
             // Both nodes must ask for the same sizes, whatever one of them has.
-            let all = if args.num_nodes > 1 { sizes.list() } else { missing };
-            let readings = distributed::measure(backend, collective, &group, &all, args.repeats)
-                .map_err(Failure::user)?;
-            for &(bytes, times) in &readings.points {
-                table.put(key(bytes), times, node);
-            }
+            let all = if met { sizes.list() } else { missing };
+            let readings = distributed::measure(
+                backend,
+                collective,
+                &group,
+                &all,
+                args.repeats,
+                args.meet_timeout,
+            )
+            .map_err(Failure::user)?;
             if args.node_rank > 0 {
                 eprintln!("node 0 writes the file; this node is done");
                 return Ok(());
+            }
+            for &(bytes, times) in &readings.points {
+                table.put(key(bytes), times, node);
             }
             (readings.tool, readings.points.len(), readings.notes)
         }
@@ -427,6 +458,11 @@ fn print_tables(done: &[Done]) -> Result<(), Failure> {
         paths.push_str(&format!("{}\n", shown(table.path())));
     }
     table::print(&format!("{}\n{paths}", render(&columns, &rows, window_width())))
+}
+
+/// How long to measure one size.
+fn effort(args: &Args) -> ring::Effort {
+    ring::Effort { repeats: args.repeats, min_time: Duration::from_millis(50) }
 }
 
 #[cfg(test)]

@@ -1,20 +1,20 @@
-//! `vidur profile cpu-overhead`: drive an engine and find out what it does between steps.
+//! `vidur profile cpu-overhead`: drive an engine and find out what it does between steps, or read
+//! what a profiler saw of it.
+
+mod endpoint;
+mod from_files;
+mod offline;
 
 use super::super::Failure;
+use super::super::devices;
 use super::super::table::{self, number, render, window_width};
 use super::{command_line, shown};
-use crate::dataset::cpu::{GapRow, gaps_to_csv};
-use crate::dataset::manifest::sha256_hex;
-use crate::dataset::write::write_atomically;
-use crate::profiling::cpu_overhead::client::Endpoint;
-use crate::profiling::cpu_overhead::drive::{Drive, periods};
-use crate::profiling::cpu_overhead::iteration_log::{self, Iteration};
-use crate::profiling::cpu_overhead::{StepTimes, decode_steps};
+use crate::dataset::cpu_file::{FailedBatch, OverheadFile, OverheadRow, OverheadRun};
+use crate::profiling::detect;
+use crate::profiling::tool::Tools;
 use crate::spec::catalog::check_model_name;
 use crate::stats;
-use serde_json::json;
-use std::io::{Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 #[derive(Debug, clap::Args)]
@@ -22,9 +22,29 @@ pub struct Args {
     /// Model that the times belong to, as `vidur models` lists it.
     #[arg(long, value_name = "ORG/MODEL")]
     models: String,
-    /// The engine's own address, without TLS or proxies between.
-    #[arg(long, default_value = "http://127.0.0.1:8000", value_name = "URL")]
-    endpoint: String,
+    /// Python interpreter that has vLLM, which is driven unless --endpoint, --engine-log or --from is given.
+    #[arg(long, default_value = "python3", value_name = "PATH")]
+    python: PathBuf,
+    /// What vLLM reads the model's config.json from, a folder or a name on Hugging Face; weights
+    /// and tokenizer are not read [default: the model's name].
+    #[arg(long, value_name = "PATH")]
+    model_path: Option<String>,
+    /// Without CUDA graphs and compilation (vLLM).
+    #[arg(long)]
+    enforce_eager: bool,
+    /// Number format (vLLM) [default: as config.json says].
+    #[arg(long, value_name = "FORMAT")]
+    dtype: Option<String>,
+    /// Longest sequence that vLLM plans for [default: the model's].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(64..))]
+    max_model_len: Option<u32>,
+    /// Further arguments of vllm.LLM, such as '{"gpu_memory_utilization": 0.5}'.
+    #[arg(long, value_name = "JSON", value_parser = parse_engine_args)]
+    engine_args: Option<serde_json::Map<String, serde_json::Value>>,
+    /// A running engine's own address, without TLS or proxies between [default with --engine-log:
+    /// http://127.0.0.1:8000].
+    #[arg(long, value_name = "URL")]
+    endpoint: Option<String>,
     /// Name that the engine serves the model under [default: its first model].
     #[arg(long, value_name = "NAME")]
     served_model: Option<String>,
@@ -32,203 +52,179 @@ pub struct Args {
     /// --no-async-scheduling, and send its output here.
     #[arg(long, value_name = "FILE")]
     engine_log: Option<PathBuf>,
-    /// Wiring of the node, or its device's name for a single device: the folder to write to.
+    /// Read these traces of torch's profiler (JSON, also gzip) or records of neuron-monitor instead of
+    /// driving an engine.
+    #[arg(long, num_args = 1.., value_name = "FILE", conflicts_with_all = ["endpoint", "engine_log"])]
+    from: Vec<PathBuf>,
+    /// Wiring of the node, or its device's name for a single device: the folder to write to
+    /// [default: as detected].
     #[arg(long, value_name = "NAME")]
-    network_device: String,
+    network_device: Option<String>,
     /// Tensor-parallel degree that the engine runs with.
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     tensor_parallel: u32,
-    /// Requests at the same time.
-    #[arg(long, value_delimiter = ',', default_values_t = [1, 2, 4, 8, 16, 32, 64, 128, 256], value_name = "N,N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    /// Requests at the same time [default: 1, 2, 4 and so on to 256].
+    #[arg(long, value_delimiter = ',', value_name = "N,N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     batch_sizes: Vec<u32>,
     /// Words of each prompt, about its tokens.
     #[arg(long, default_value_t = 32, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     prompt_tokens: u32,
-    /// Tokens of each answer.
+    /// Tokens of each answer; steps that are timed.
     #[arg(long, default_value_t = 64, value_name = "N", value_parser = clap::value_parser!(u32).range(8..=100_000))]
     output_tokens: u32,
-    /// How long one request may take.
+    /// How long one request, one batch size, or starting vLLM may take.
     #[arg(long, default_value = "10m", value_name = "TIME", value_parser = humantime::parse_duration)]
     timeout: Duration,
     /// Folder to write to.
     #[arg(long, short, default_value = "data/profiling", value_name = "DIR")]
     output_dir: PathBuf,
+    /// Folder of devices and nodes that go before the built-in ones [default: data, where it exists].
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Measure anew what is there already.
+    #[arg(long)]
+    force: bool,
 }
 
-/// Questions that tell what transport takes.
-const ROUND_TRIPS: usize = 9;
+/// Batch sizes unless given: Vidur's range.
+const BATCH_SIZES: [u32; 9] = [1, 2, 4, 8, 16, 32, 64, 128, 256];
+
+fn parse_engine_args(text: &str) -> Result<serde_json::Map<String, serde_json::Value>, String> {
+    serde_json::from_str(text).map_err(|e| format!("expected a JSON object: {e}"))
+}
 
 /// Runs `vidur profile cpu-overhead`.
 pub fn run(args: &Args) -> Result<(), Failure> {
     check_model_name(&args.models).map_err(|e| Failure::user(format!("--models: {e}")))?;
-    let folder = folder(args)?;
-    // A key, where the engine wants one, is no argument: arguments are recorded.
-    let key = std::env::var("OPENAI_API_KEY").ok().filter(|key| !key.is_empty());
-    let endpoint = Endpoint::open(&args.endpoint, args.served_model.as_deref(), key, args.timeout)
-        .map_err(|e| {
-            Failure::user(format!("{e}; give the address of a running engine with --endpoint"))
-        })?;
-    let mut log = args.engine_log.as_deref().map(LogTail::open).transpose()?;
-    let mut sizes = args.batch_sizes.clone();
-    sizes.sort_unstable();
-    sizes.dedup();
-    let transport_ms = (0..ROUND_TRIPS)
-        .map(|_| endpoint.round_trip_ms())
-        .collect::<Result<Vec<f64>, String>>()
-        .map_err(Failure::user)?;
-    let mut next =
-        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |t| t.as_secs());
-    // Once for nothing: the engine compiles and warms up.
-    let mut seen: Vec<StepTimes> = Vec::new();
-    for (i, &batch_size) in std::iter::once(&1).chain(&sizes).enumerate() {
-        let drive = Drive {
-            batch_size,
-            prompt_words: args.prompt_tokens,
-            output_tokens: args.output_tokens,
-            first_number: next,
-        };
-        next += u64::from(batch_size);
-        let period_ms = periods(&endpoint, drive).map_err(Failure::user)?;
-        let iterations = match &mut log {
-            Some(log) => log.new_iterations()?,
-            None => Vec::new(),
-        };
-        if i > 0 {
-            let device_ms = decode_steps(&iterations, batch_size);
-            eprintln!(
-                "batch {batch_size}: {} steps seen, {} in the log",
-                period_ms.len() / batch_size as usize,
-                device_ms.len()
-            );
-            seen.push(StepTimes { batch_size, period_ms, device_ms });
-        }
+    if !args.from.is_empty() {
+        return from_files::run(args);
     }
-    finish(args, &folder, &endpoint, &seen, &transport_ms)
+    match args.endpoint.is_some() || args.engine_log.is_some() {
+        true => endpoint::run(args),
+        false => offline::run(args),
+    }
 }
 
-fn folder(args: &Args) -> Result<PathBuf, Failure> {
-    crate::dataset::location::folder_name(&args.network_device)
-        .map_err(|e| Failure::user(format!("--network-device: {e}")))?;
-    Ok(args.output_dir.join("cpu_overhead").join(&args.network_device).join(&args.models))
+impl Args {
+    /// What to measure, ascending, each once.
+    fn sizes(&self) -> Vec<u32> {
+        let mut sizes = self.batch_sizes.clone();
+        if sizes.is_empty() {
+            sizes.extend(BATCH_SIZES);
+        }
+        sizes.sort_unstable();
+        sizes.dedup();
+        sizes
+    }
+
+    /// The batch sizes that `file` lacks; `None`, and a word about it, when it lacks none.
+    fn to_go(&self, file: &OverheadFile) -> Result<Option<Vec<u32>>, Failure> {
+        let sizes = self.sizes();
+        let to_go: Vec<u32> = sizes.iter().copied().filter(|&n| !file.contains(n)).collect();
+        if to_go.len() < sizes.len() {
+            eprintln!(
+                "{} batch sizes are measured already, {} to go",
+                sizes.len() - to_go.len(),
+                to_go.len()
+            );
+        }
+        if !to_go.is_empty() || !file.is_finished() {
+            return Ok(Some(to_go));
+        }
+        table::print(&format!("{}: nothing to do; --force measures anew\n", shown(&file.path())))?;
+        Ok(None)
+    }
+
+    /// The folder to write to, as given or as this machine is called.
+    fn network_device(&self) -> Result<String, Failure> {
+        if let Some(name) = &self.network_device {
+            return Ok(name.clone());
+        }
+        let catalog = devices::open(self.data_dir.as_deref())?;
+        let found = detect::detect(&Tools::system(), &catalog, None).map_err(Failure::user)?;
+        found.network_device.or(found.store_as).ok_or_else(|| {
+            Failure::user(
+                "the catalogue has no name for this machine; give --network-device (`vidur devices --detect` tells more)",
+            )
+        })
+    }
+
+    /// The file for rows of `source`.
+    fn open(&self, source: &str) -> Result<OverheadFile, Failure> {
+        let name = self.network_device()?;
+        OverheadFile::open(
+            &self.output_dir,
+            &name,
+            &self.models,
+            self.tensor_parallel,
+            source,
+            self.force,
+        )
+        .map_err(Failure::user)
+    }
 }
 
-/// Prints what was seen and, if it is whole, writes it.
-fn finish(
-    args: &Args,
-    folder: &Path,
-    endpoint: &Endpoint,
-    seen: &[StepTimes],
-    transport_ms: &[f64],
-) -> Result<(), Failure> {
+/// What this command did, for the manifest.
+fn this_run(method: &str, failed: Vec<FailedBatch>, notes: Vec<String>) -> OverheadRun {
+    OverheadRun {
+        command: command_line(),
+        finished: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
+        source: String::new(),
+        method: method.to_owned(),
+        tensor_parallel: 0,
+        batch_sizes: Vec::new(),
+        failed,
+        files: Vec::new(),
+        notes,
+    }
+}
+
+/// Medians of the parts and of the whole host time.
+fn print_parts(rows: &[OverheadRow]) -> Result<(), Failure> {
     let columns = [
         number("batch"),
         number("steps"),
-        number("period ms"),
+        number("host ms"),
+        number("schedule").expendable(4),
+        number("prepare").expendable(3),
+        number("sample").expendable(2),
+        number("process").expendable(1),
+        number("gap"),
         number("device ms"),
-        number("host gap ms"),
-        number("noise"),
     ];
-    let mut rows = Vec::new();
-    let mut table = Vec::new();
-    let mut missing = None;
-    for times in seen {
-        let shown = |ms: Option<f64>| ms.map_or("-".into(), |ms| format!("{ms:.3}"));
-        let gaps = times.host_gaps();
-        let gap = gaps.as_ref().ok().and_then(|gaps| stats::median(gaps));
-        let mean = stats::mean(&times.period_ms).unwrap_or(0.0);
-        let noise =
-            stats::std_dev(&times.period_ms).map(|std| format!("{:.1} %", 100.0 * std / mean));
-        table.push(vec![
-            times.batch_size.to_string(),
-            (times.period_ms.len() / times.batch_size as usize).to_string(),
-            shown(stats::median(&times.period_ms)),
-            shown(stats::median(&times.device_ms)),
-            shown(gap),
-            noise.unwrap_or_default(),
-        ]);
-        match gaps {
-            Ok(gap_ms) => rows.push(GapRow {
-                batch_size: times.batch_size,
-                gap_ms,
-                device_ms: times.device_ms.clone(),
-                transport_ms: transport_ms.to_vec(),
-            }),
-            Err(why) => missing = missing.or(Some(why)),
-        }
-    }
-    table::print(&render(&columns, &table, window_width()))?;
-    if args.engine_log.is_none() {
-        return Err(Failure::user(
-            "an endpoint alone does not tell the device's time from the host's: start vLLM with \
-             --enable-logging-iteration-details --no-async-scheduling, and give its log with --engine-log; \
-             nothing was written",
-        ));
-    }
-    if rows.is_empty() {
-        return Err(Failure::user(format!("{}; nothing was written", missing.unwrap_or_default())));
-    }
-    if let Some(why) = missing {
-        eprintln!("note: {why}; these batch sizes are left out");
-    }
-    let csv = gaps_to_csv(&args.models, args.tensor_parallel, &rows);
-    let path = folder.join("cpu_overheads.csv");
-    let manifest = json!({
-        "profile": "cpu_overheads",
-        "model": args.models,
-        "network_device": args.network_device,
-        "provenance": "measured",
-        "vidur_version": env!("CARGO_PKG_VERSION"),
-        "method": "period of decoding steps, seen by a streaming client, less the time that the engine logged for them",
-        "endpoint": args.endpoint,
-        "served_model": endpoint.model(),
-        "rows": rows.len(),
-        "sha256": sha256_hex(&csv),
-        "command": command_line(),
-        "finished": humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
-    });
-    let mut json = serde_json::to_string_pretty(&manifest).map_err(Failure::internal)?;
-    json.push('\n');
-    std::fs::create_dir_all(folder)
-        .map_err(|e| Failure::user(format!("{}: {e}", folder.display())))?;
-    write_atomically(&path, &csv).map_err(Failure::user)?;
-    write_atomically(&folder.join("cpu_overheads.manifest.json"), json.as_bytes())
-        .map_err(Failure::user)?;
-    table::print(&format!(
-        "\n{}: {} rows. To use it: predictor settings with `cpu_overhead: true`\n",
-        shown(&path),
-        rows.len()
-    ))
+    let cell = |ms: &[f64]| stats::median(ms).map_or("-".into(), |ms| format!("{ms:.3}"));
+    let cells = |row: &OverheadRow| {
+        vec![
+            row.batch_size.to_string(),
+            row.gap_ms.len().to_string(),
+            format!("{:.3}", row.host_ms()),
+            cell(&row.schedule_ms),
+            cell(&row.prepare_inputs_ms),
+            cell(&row.sampler_ms),
+            cell(&row.process_outputs_ms),
+            cell(&row.gap_ms),
+            cell(&row.device_ms),
+        ]
+    };
+    let cells: Vec<Vec<String>> = rows.iter().map(cells).collect();
+    table::print(&render(&columns, &cells, window_width()))
 }
 
-/// The part of a growing file that has not been read.
-struct LogTail {
-    path: PathBuf,
-    at: u64,
-}
-
-impl LogTail {
-    /// From the end of what is there now.
-    fn open(path: &Path) -> Result<LogTail, Failure> {
-        let at = std::fs::metadata(path)
-            .map_err(|e| Failure::user(format!("--engine-log {}: {e}", path.display())))?
-            .len();
-        Ok(LogTail { path: path.to_owned(), at })
+/// Writes the file and says where it is and what it is for.
+fn write(file: OverheadFile, run: OverheadRun) -> Result<(), Failure> {
+    let (path, rows) = (file.path(), file.len());
+    let failed = run.failed.clone();
+    file.finish(run).map_err(Failure::user)?;
+    let mut text = String::from("\n");
+    for batch in &failed {
+        text.push_str(&format!("batch {} failed: {}\n", batch.batch_size, batch.reason));
     }
-
-    /// The iterations of the lines that came since; a line that is being written waits.
-    fn new_iterations(&mut self) -> Result<Vec<Iteration>, Failure> {
-        // The engine logs a step after its tokens went out.
-        std::thread::sleep(Duration::from_millis(200));
-        let read = || -> std::io::Result<Vec<u8>> {
-            let mut file = std::fs::File::open(&self.path)?;
-            file.seek(SeekFrom::Start(self.at))?;
-            let mut bytes = Vec::new();
-            file.read_to_end(&mut bytes)?;
-            Ok(bytes)
-        };
-        let bytes = read().map_err(|e| Failure::user(format!("{}: {e}", self.path.display())))?;
-        let whole = bytes.iter().rposition(|&b| b == b'\n').map_or(0, |end| end + 1);
-        self.at += whole as u64;
-        Ok(iteration_log::parse(&String::from_utf8_lossy(&bytes[..whole])))
+    if !failed.is_empty() {
+        text.push_str("the same command tries these again\n\n");
     }
+    text.push_str(&format!(
+        "{}: {rows} rows. To use it: predictor settings with `cpu_overhead: true`\n",
+        shown(&path)
+    ));
+    table::print(&text)
 }

@@ -134,5 +134,6 @@ pub fn torch_config(args: &DeviceArgs, host: &Host, kind: &str) -> TorchConfig {
         plain_kernels: args.plain_kernels,
         limit: args.worker_timeout,
         seed: args.seed,
+        lnc: None,
     }
 }

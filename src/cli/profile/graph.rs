@@ -3,7 +3,7 @@
 use super::super::Failure;
 use super::super::table::{self, number, render, text, window_width};
 use super::device::{BackendKind, DeviceArgs, torch_config};
-use super::{command_line, shown};
+use super::{Common, command_line, shown};
 use crate::cli::devices;
 use crate::dataset::graph::{GraphKey, GraphTable};
 use crate::dataset::manifest::{FailedShape, Fingerprint, Run};
@@ -46,6 +46,10 @@ pub struct Args {
     /// Trace one decoder layer, and embedding with head, instead of the whole model.
     #[arg(long)]
     per_layer: bool,
+    /// Physical cores to a logical NeuronCore, 1 or 2, for compiler and runtime alike [default: what
+    /// neuron-ls says].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=2))]
+    lnc: Option<u32>,
     /// Keep what the compiler leaves in this folder, and find it there again.
     #[arg(long, value_name = "DIR")]
     keep_graphs: Option<PathBuf>,
@@ -72,8 +76,61 @@ pub struct Args {
 /// A compiler may take this long for one graph.
 const COMPILE_LIMIT: Duration = Duration::from_secs(3600);
 
+/// The graphs of one model.
+pub(super) struct Done {
+    pub file: GraphTable,
+    /// Graphs that this run added.
+    pub new: usize,
+    pub failed: Vec<FailedShape>,
+}
+
 /// Runs `vidur profile graph`.
 pub fn run(args: &Args) -> Result<(), Failure> {
+    measured(args)?.iter().try_for_each(|done| {
+        // A file with nothing in it is no file.
+        match (done.file.medians().next(), done.failed.first()) {
+            (None, Some(first)) => Err(Failure::user(format!(
+                "nothing could be measured: {}: {}",
+                first.shape, first.reason
+            ))),
+            _ => print_table(&done.file, &done.failed),
+        }
+    })
+}
+
+/// What `vidur profile all` measures on a device that runs graphs.
+pub(super) fn for_all(
+    common: &Common,
+    max_context: u64,
+    max_batch_size: u64,
+    per_layer: bool,
+    lnc: Option<u32>,
+) -> Result<Vec<Done>, Failure> {
+    let most = u32::try_from(max_batch_size).unwrap_or(4096).min(4096);
+    let mut batch_sizes: Vec<u32> = [1, 4, 16, 32].into_iter().filter(|&n| n < most).collect();
+    batch_sizes.push(most);
+    measured(&Args {
+        models: common.models.clone(),
+        tensor_parallel: common.tensor_parallel.clone(),
+        device: common.device.clone(),
+        max_context,
+        context_buckets: Vec::new(),
+        token_buckets: Vec::new(),
+        context_batch_size: 1,
+        batch_sizes,
+        per_layer,
+        lnc,
+        keep_graphs: None,
+        repeats: common.repeats,
+        sku: common.sku.clone(),
+        output_dir: common.output_dir.clone(),
+        data_dir: common.data_dir.clone(),
+        force: common.force,
+        dry_run: common.dry_run,
+    })
+}
+
+fn measured(args: &Args) -> Result<Vec<Done>, Failure> {
     let catalog = devices::open(args.data_dir.as_deref())?;
     let mut models: Vec<ModelSpec> = Vec::new();
     for name in &args.models {
@@ -85,7 +142,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         models.push(model);
     }
     if args.dry_run {
-        return models.iter().try_for_each(|model| table::print(&plan_text(args, model)));
+        models.iter().try_for_each(|model| table::print(&plan_text(args, model)))?;
+        return Ok(Vec::new());
     }
     let host = Host::detect();
     let found = detect::detect(&Tools::system(), &catalog, wanted(args.device.backend))
@@ -102,11 +160,13 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let mut config = torch_config(&args.device, &host, kind);
     config.devices.truncate(1);
     config.limit = config.limit.max(COMPILE_LIMIT);
+    let told = found.devices.first().and_then(|device| device.logical_core_config);
+    config.lnc = args.lnc.or(told).filter(|_| kind == "neuron");
     let mut backend = TorchBackend::new(config, &host).map_err(Failure::user)?;
-    for model in &models {
-        profile(args, model, &sku, &host, &mut backend, kind == "neuron")?;
-    }
-    Ok(())
+    models
+        .iter()
+        .map(|model| profile(args, model, &sku, &host, &mut backend, kind == "neuron"))
+        .collect()
 }
 
 /// The kind of device that the flag asks for; `None` is what is there.
@@ -161,7 +221,7 @@ fn profile(
     host: &Host,
     backend: &mut TorchBackend,
     neuron: bool,
-) -> Result<(), Failure> {
+) -> Result<Done, Failure> {
     let fingerprint = Fingerprint::new(sku, backend.device(), model);
     let mut file =
         GraphTable::open(&args.output_dir, fingerprint, args.force).map_err(Failure::user)?;
@@ -223,13 +283,7 @@ fn profile(
         };
         file.save(backend.device(), &host.os, &failed, run).map_err(Failure::user)?;
     }
-    if let (0, Some(first), 0) = (rows, failed.first(), file.medians().count()) {
-        return Err(Failure::user(format!(
-            "nothing could be measured: {}: {}",
-            first.shape, first.reason
-        )));
-    }
-    print_table(&file, &failed)
+    Ok(Done { file, new: rows, failed })
 }
 
 fn print_table(file: &GraphTable, failed: &[FailedShape]) -> Result<(), Failure> {

@@ -163,6 +163,7 @@ fn shape_of(batch: &LayerBatch) -> BatchShape {
         prefills: batch.prefills.iter().map(prefill).collect(),
         num_decodes: batch.decodes.len() as u32,
         decode_kv_tokens: batch.decodes.iter().sum(),
+        longest_decode: batch.decodes.iter().max().map_or(0, |&kv| kv as u32),
         padding: 0,
     }
 }

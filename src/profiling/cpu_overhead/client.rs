@@ -148,22 +148,46 @@ impl Endpoint {
             if n == 0 {
                 break;
             }
-            let Some(data) = line.trim_end().strip_prefix("data:").map(str::trim) else { continue };
-            if data == "[DONE]" {
-                break;
-            }
-            let event: Value = serde_json::from_str(data)
-                .map_err(|_| format!("{url}: an event that is no JSON: {}", start_of(data)))?;
-            if let Some(error) = event.get("error").filter(|e| !e.is_null()) {
-                return Err(format!("{url}: {}", start_of(&error.to_string())));
-            }
-            // The last event may carry the use of tokens and no choice.
-            if event["choices"].as_array().is_some_and(|choices| !choices.is_empty()) {
-                arrivals.push(now);
+            match event(&line).map_err(|e| format!("{url}: {e}"))? {
+                StreamEvent::Token => arrivals.push(now),
+                StreamEvent::End => break,
+                StreamEvent::Other => {}
             }
         }
         Ok(arrivals)
     }
+}
+
+/// What a line of a stream says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StreamEvent {
+    /// Something was generated.
+    Token,
+    /// That was all.
+    End,
+    /// Nothing of ours.
+    Other,
+}
+
+/// Reads a line of a stream of server-sent events.
+///
+/// # Errors
+/// One line: the engine reports an error, or an event is no JSON.
+pub fn event(line: &str) -> Result<StreamEvent, String> {
+    let Some(data) = line.trim_end().strip_prefix("data:").map(str::trim) else {
+        return Ok(StreamEvent::Other);
+    };
+    if data == "[DONE]" {
+        return Ok(StreamEvent::End);
+    }
+    let event: Value = serde_json::from_str(data)
+        .map_err(|_| format!("an event that is no JSON: {}", start_of(data)))?;
+    if let Some(error) = event.get("error").filter(|e| !e.is_null()) {
+        return Err(start_of(&error.to_string()));
+    }
+    // The last event may carry the use of tokens and no choice.
+    let token = event["choices"].as_array().is_some_and(|choices| !choices.is_empty());
+    Ok(if token { StreamEvent::Token } else { StreamEvent::Other })
 }
 
 fn start_of(text: &str) -> String {

@@ -7,7 +7,11 @@
 
 pub mod client;
 pub mod drive;
+pub mod files;
 pub mod iteration_log;
+pub mod neuron_monitor;
+pub mod offline;
+pub mod trace;
 
 use crate::stats;
 use iteration_log::Iteration;

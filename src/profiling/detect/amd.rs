@@ -27,18 +27,22 @@ pub fn from_sysfs(sys: &Path) -> Vec<AmdGpu> {
         .filter_map(|entry| {
             let number = entry.file_name().to_str()?.parse().ok()?;
             let text = std::fs::read_to_string(entry.path().join("properties")).ok()?;
-            let value = |name: &str| property(&text, name);
-            if value("vendor_id")? != AMD || value("simd_count")? == 0 {
-                return None;
-            }
             let bank = entry.path().join("mem_banks/0/properties");
             let bank = std::fs::read_to_string(bank).unwrap_or_default();
-            let memory_bytes = property(&bank, "size_in_bytes").filter(|&bytes| bytes > 0);
-            Some((number, AmdGpu { device_id: value("device_id")?, memory_bytes }))
+            Some((number, parse(&text, &bank)?))
         })
         .collect();
     found.sort_by_key(|(number, _)| *number);
     found.into_iter().map(|(_, gpu)| gpu).collect()
+}
+
+/// The GPU that a node's properties and those of its first memory describe; `None` of a CPU.
+pub fn parse(node: &str, bank: &str) -> Option<AmdGpu> {
+    if property(node, "vendor_id")? != AMD || property(node, "simd_count")? == 0 {
+        return None;
+    }
+    let memory_bytes = property(bank, "size_in_bytes").filter(|&bytes| bytes > 0);
+    Some(AmdGpu { device_id: property(node, "device_id")?, memory_bytes })
 }
 
 fn property(text: &str, name: &str) -> Option<u64> {

@@ -1,7 +1,7 @@
 //! What this machine is: its accelerators, their names in our catalogue, and how they are wired.
 //! Neuron goes first, then NVIDIA, AMD and the CPU. What cannot be told is said, never guessed.
 
-mod amd;
+pub mod amd;
 pub mod neuron;
 pub mod nvidia;
 pub mod topology;
@@ -59,8 +59,11 @@ pub struct Device {
     pub name: Option<String>,
     /// Memory in bytes, as the driver reports it.
     pub memory_bytes: Option<u64>,
-    /// NeuronCores, or CPU cores.
+    /// (Logical) NeuronCores, or CPU cores.
     pub cores: Option<u32>,
+    /// Physical cores to a logical NeuronCore, where neuron-ls tells.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub logical_core_config: Option<u32>,
     /// Version of the driver.
     pub driver: Option<String>,
 }
@@ -166,6 +169,7 @@ fn neuron_devices(tools: &Tools, asked: &mut Vec<Asked>) -> Option<Found> {
         name: instance.as_ref().map(|instance| format!("Neuron device of {instance}")),
         memory_bytes: device.memory_bytes,
         cores: Some(device.cores),
+        logical_core_config: device.logical_core_config,
         driver: None,
     });
     let devices = devices.collect();
@@ -221,6 +225,7 @@ fn nvidia_devices(tools: &Tools, asked: &mut Vec<Asked>) -> Option<Found> {
         name: Some(gpu.name),
         memory_bytes: gpu.memory_bytes,
         cores: None,
+        logical_core_config: None,
         driver: gpu.driver,
     });
     let devices = devices.collect();
@@ -243,6 +248,7 @@ fn amd_devices(tools: &Tools, asked: &mut Vec<Asked>) -> Option<Found> {
         name: Some(format!("AMD device {:#06x}", gpu.device_id)),
         memory_bytes: gpu.memory_bytes,
         cores: None,
+        logical_core_config: None,
         driver: None,
     });
     let devices = devices.collect();
@@ -270,6 +276,7 @@ fn cpu() -> Found {
         name: Some(host.cpu_model.clone()),
         memory_bytes: Some(host.memory_bytes),
         cores: Some(host.cores),
+        logical_core_config: None,
         driver: Some(host.os.clone()),
     };
     Found {
@@ -280,6 +287,16 @@ fn cpu() -> Found {
         topology: Some(Topology::Single),
         instance: None,
         unknown: Vec::new(),
+    }
+}
+
+impl Detection {
+    /// Tensor-parallel workers that fit on this machine: devices, of Neuron cores, of a CPU one.
+    pub fn num_workers(&self) -> u32 {
+        match self.backend {
+            Kind::Neuron => self.devices.iter().filter_map(|device| device.cores).sum(),
+            _ => self.devices.len() as u32,
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 //! there is ([`neuron_profiler`], else the wall clock around a call).
 
 pub mod buckets;
+pub mod inspect;
 pub mod neuron_profiler;
 
 use super::backend::torch::TorchBackend;
@@ -77,6 +78,8 @@ pub fn measure(
         compile_s: traced.compile_s,
         cache: if warm { "warm" } else { "cold" }.into(),
         timing: traced.route,
+        // The worker traces one share of the group by itself.
+        with_collectives: false,
         counters: BTreeMap::new(),
     };
     if let (Some(tools), Some(neff)) = (neuron, &traced.neff) {

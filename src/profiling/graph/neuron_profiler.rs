@@ -3,6 +3,7 @@
 //! names say. Source: AWS Neuron documentation, neuron-explorer and profile-schema-reference
 //! (SDK 2.32).
 
+use super::inspect;
 use crate::dataset::graph::COUNTERS;
 use crate::profiling::tool::Tools;
 use serde_json::{Map, Value};
@@ -23,7 +24,8 @@ pub struct DeviceProfile {
     pub counters: BTreeMap<String, f64>,
 }
 
-/// Captures the second execution of `neff` and reads its summary.
+/// Captures the second execution of `neff` and reads its summary. Where that fails, the capture that
+/// the runtime made by itself when the graph first ran, if the environment had it make one.
 ///
 /// # Errors
 /// One line: no tool, or what it said.
@@ -32,43 +34,81 @@ pub fn device_time(tools: &Tools, neff: &Path, folder: &Path) -> Result<DevicePr
         .into_iter()
         .find(|name| tools.find(name).is_some())
         .ok_or("neither neuron-explorer nor neuron-profile is on the PATH")?;
-    let session = folder.join("profile.ntff");
-    let path = |p: &Path| p.display().to_string();
-    let run = |args: &[String]| -> Result<String, String> {
-        let output = tools.run(program, args).map_err(|e| format!("{program}: {e}"))?;
-        output.success().map_err(|e| format!("{program} {}: {e}", args[0]))
-    };
-    let words = |words: &[&str]| words.iter().map(|w| (*w).to_owned()).collect::<Vec<String>>();
-    let (neff, session_text) = (path(neff), path(&session));
-    run(&words(&[
-        "capture",
-        "-n",
-        &neff,
-        "-s",
-        &session_text,
-        "--num-exec",
-        "2",
-        "--profile-nth-exec",
-        "2",
-    ]))?;
-    // The second execution gets a name of its own beside the one that was asked for.
-    let second = folder.join("profile_exec_2.ntff");
-    let ntff = [second, session]
-        .into_iter()
-        .find(|p| p.is_file())
-        .ok_or_else(|| format!("{program} capture left no profile in {}", folder.display()))?;
-    let text =
-        run(&words(&["view", "-n", &neff, "-s", &path(&ntff), "--output-format", "summary-json"]))?;
-    let summary = summary(&text).map_err(|e| format!("{program} view: {e}"))?;
-    let figure = |name: &str| summary.get(name).and_then(number);
-    let seconds =
-        figure("total_time").filter(|s| *s > 0.0).ok_or("its summary has no total_time")?;
-    let counters = COUNTERS.iter().filter_map(|name| Some(((*name).to_owned(), figure(name)?)));
-    Ok(DeviceProfile {
-        total_ms: seconds * 1e3,
-        route: format!("{program} capture of the second execution"),
-        counters: counters.collect(),
+    let tool = Profiler { tools, program };
+    let captured = tool.capture(neff, folder).and_then(|ntff| {
+        tool.view(neff, &ntff, format!("{program} capture of the second execution"))
+    });
+    captured.or_else(|why| {
+        let inspected = tools.inspect.as_deref().and_then(|dir| inspect::capture(dir, neff));
+        let (neff, ntff) = inspected.ok_or(why)?;
+        tool.view(
+            &neff,
+            &ntff,
+            "the runtime's capture of the first execution (NEURON_RT_INSPECT)".into(),
+        )
     })
+}
+
+/// Either program.
+struct Profiler<'a> {
+    tools: &'a Tools,
+    program: &'static str,
+}
+
+impl Profiler<'_> {
+    fn run(&self, args: &[&str]) -> Result<String, String> {
+        let program = self.program;
+        let output = self.tools.run(program, args).map_err(|e| format!("{program}: {e}"))?;
+        output.success().map_err(|e| format!("{program} {}: {e}", args[0]))
+    }
+
+    /// The profile of the second execution.
+    fn capture(&self, neff: &Path, folder: &Path) -> Result<PathBuf, String> {
+        let (neff, session) = (neff.display().to_string(), folder.join("profile.ntff"));
+        let file = session.display().to_string();
+        let twice = ["--num-exec", "2", "--profile-nth-exec", "2"];
+        self.run(&[&["capture", "-n", &neff, "-s", &file], &twice[..]].concat())?;
+        // Executions and ranks get names of their own beside the one that was asked for.
+        let names = ["profile_exec_2", "profile_rank_0_exec_2", "profile", "profile_rank_0"];
+        let places = names.iter().map(|name| folder.join(format!("{name}.ntff")));
+        places.into_iter().find(|path| path.is_file()).ok_or_else(|| {
+            format!("{} capture left no profile in {}", self.program, folder.display())
+        })
+    }
+
+    /// The summary of a profile, as JSON or, where the program has none, as text.
+    fn view(&self, neff: &Path, ntff: &Path, route: String) -> Result<DeviceProfile, String> {
+        let (neff, ntff) = (neff.display().to_string(), ntff.display().to_string());
+        let of =
+            |format: &str| self.run(&["view", "-n", &neff, "-s", &ntff, "--output-format", format]);
+        let summary = of("summary-json")
+            .and_then(|text| summary(&text))
+            .or_else(|why| of("summary-text").ok().and_then(|text| summary_text(&text)).ok_or(why));
+        let summary = summary.map_err(|e| format!("{} view: {e}", self.program))?;
+        let figure = |name: &str| summary.get(name).and_then(number);
+        let seconds =
+            figure("total_time").filter(|s| *s > 0.0).ok_or("its summary has no total_time")?;
+        let counters = COUNTERS.iter().filter_map(|name| Some(((*name).to_owned(), figure(name)?)));
+        Ok(DeviceProfile { total_ms: seconds * 1e3, route, counters: counters.collect() })
+    }
+}
+
+/// The first block of a `summary-text`: a line with the name of the run, then a key and a value on
+/// each line that is indented. `None` when it has no `total_time`.
+pub fn summary_text(text: &str) -> Option<Map<String, Value>> {
+    let mut map = Map::new();
+    for line in text.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[..] {
+            // The next run begins.
+            _ if !line.starts_with(char::is_whitespace) && map.contains_key("total_time") => break,
+            [key, value] if line.starts_with(char::is_whitespace) => {
+                map.insert(key.to_owned(), value.into());
+            }
+            _ => {}
+        }
+    }
+    map.contains_key("total_time").then_some(map)
 }
 
 /// The first entry of a `summary-json`: flat, under the name of its NEFF or not. Log lines may come
@@ -126,6 +166,63 @@ mod tests {
         for text in ["", "no", "{", "{}", "{\"a\":1}", "[]"] {
             assert!(summary(text).is_err(), "{text}");
         }
+    }
+
+    const TEXT: &str = "\
+n_e378c855a4f6486b3d3bb00d39fad58ee9b175_90860660587470
+    total_time                                     0.014276642922
+    dma_active_time_percent                        0.2798723112170025
+    instance_type                                  trn1.2xlarge
+n_2
+    total_time                                     1.5
+";
+
+    #[test]
+    fn the_text_holds_the_same_and_its_first_run_counts() {
+        let entry = summary_text(TEXT).unwrap();
+        assert_eq!(entry.get("total_time").and_then(number), Some(0.014276642922));
+        assert_eq!(entry.get("dma_active_time_percent").and_then(number), Some(0.2798723112170025));
+        assert_eq!(entry.get("instance_type").and_then(number), None);
+        for text in ["", "n_1\n", "total_time 3\n", "    total_time\n"] {
+            assert_eq!(summary_text(text), None, "{text}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn ranks_text_and_the_runtimes_own_capture_stand_in() {
+        use crate::profiling::tool::testing::script;
+        let dir = tempfile::tempdir().unwrap();
+        let mut tools = Tools::only(dir.path(), dir.path());
+        let neff = dir.path().join("graph.neff");
+        std::fs::write(&neff, "graph").unwrap();
+        let time = |tools: &Tools| device_time(tools, &neff, dir.path());
+        // An older program: a name for each rank, text only.
+        let body = format!(
+            "case $1 in\ncapture) shift; while [ $# -gt 0 ]; do [ $1 = -s ] && d=$(dirname $2); shift; done; touch $d/profile_rank_0.ntff $d/profile_rank_1.ntff;;\n\
+             view) case \"$*\" in *profile_rank_0.ntff*summary-text*) cat <<'END'\n{TEXT}\nEND\n;; *) echo 'unknown format' >&2; exit 2;; esac;;\nesac"
+        );
+        script(dir.path(), "neuron-profile", &body);
+        assert_eq!(time(&tools).unwrap().total_ms, 14.276642922);
+        // No capture, but the runtime made one.
+        let body = format!(
+            "case $1 in\ncapture) echo 'device busy' >&2; exit 1;;\n\
+             view) case \"$*\" in *neff_7.neff*7_instid_0_vnc_0.ntff*summary-json*) cat <<'END'\n{SUMMARY}\nEND\n;; *) exit 3;; esac;;\nesac"
+        );
+        script(dir.path(), "neuron-profile", &body);
+        std::fs::remove_file(dir.path().join("profile_rank_0.ntff")).unwrap();
+        let busy = "neuron-profile capture: device busy (exit code 1)";
+        assert_eq!(time(&tools).unwrap_err(), busy);
+        tools.inspect = Some(dir.path().join("inspect"));
+        assert_eq!(time(&tools).unwrap_err(), busy, "nothing was captured");
+        let session = dir.path().join("inspect/i-0125_pid_9");
+        std::fs::create_dir_all(&session).unwrap();
+        std::fs::write(session.join("neff_7.neff"), "graph").unwrap();
+        assert_eq!(time(&tools).unwrap_err(), busy, "a graph that never ran");
+        std::fs::write(session.join("7_instid_0_vnc_0.ntff"), "").unwrap();
+        let profile = time(&tools).unwrap();
+        assert_eq!(profile.total_ms, 14.2766);
+        assert!(profile.route.contains("NEURON_RT_INSPECT"), "{}", profile.route);
     }
 
     #[cfg(unix)]

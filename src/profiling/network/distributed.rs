@@ -21,10 +21,8 @@ pub struct Group {
     pub master: String,
 }
 
-/// How long workers wait for each other. The other node's command may be typed by hand.
-const MEET_LIMIT: Duration = Duration::from_secs(300);
-
-/// Measures `collective` at each of `sizes` bytes, by the clock of this node's first worker.
+/// Measures `collective` at each of `sizes` bytes, by the clock of this node's first worker. Workers
+/// wait `limit` for each other: the other node's command may be typed by hand.
 ///
 /// # Errors
 /// One line: what the first worker that failed said.
@@ -34,6 +32,7 @@ pub fn measure(
     group: &Group,
     sizes: &[u64],
     repeats: u32,
+    limit: Duration,
 ) -> Result<Readings, String> {
     let world = group.per_node * group.nodes;
     let request = |local: u32| -> Value {
@@ -45,11 +44,11 @@ pub fn measure(
             "init": format!("tcp://{}", group.master),
             "bytes": sizes,
             "repeats": repeats,
-            "timeout_s": MEET_LIMIT.as_secs(),
+            "timeout_s": limit.as_secs().max(1),
         })
     };
     let requests: Vec<Value> = (0..group.per_node).map(request).collect();
-    let effort = Effort { max_time: MEET_LIMIT, ..Effort::default() };
+    let effort = Effort { max_time: limit, ..Effort::default() };
     let answers = backend.request_each(requests, effort);
     if answers.len() < group.per_node as usize {
         return Err(format!("{} devices for {} workers", answers.len(), group.per_node));

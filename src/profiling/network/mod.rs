@@ -6,6 +6,7 @@ pub mod distributed;
 pub mod nccl;
 pub mod nccom;
 pub mod ring;
+pub mod tcp;
 pub mod tools;
 
 use crate::dataset::network::{Collective, Times};

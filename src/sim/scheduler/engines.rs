@@ -204,6 +204,27 @@ impl Default for TrtllmConfig {
     }
 }
 
+/// Settings of `vllm_neuron`. Names follow vLLM's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VllmNeuronConfig {
+    /// Requests that run at the same time: the batch size that token generation is compiled for.
+    pub max_num_seqs: u32,
+    /// Tokens of the longest request, prompt and output together. Cache for so many is reserved for
+    /// every seat.
+    pub max_model_len: u32,
+    /// The engine's time on the host.
+    pub host: HostTime,
+}
+
+impl Default for VllmNeuronConfig {
+    /// `max_num_seqs` as vllm-neuron 0.2. vLLM takes `max_model_len` from the model; graphs are
+    /// rarely compiled for that much, so that the largest bucket of `vidur profile graph` stands here.
+    fn default() -> Self {
+        VllmNeuronConfig { max_num_seqs: 32, max_model_len: 2048, host: HostTime::default() }
+    }
+}
+
 /// Rows of the captured graph that a batch of `tokens` tokens runs in; vLLM's sizes: 1, 2, 4, then
 /// every 8 up to 256 and every 16 above. As it is when larger than `largest`.
 pub(super) fn captured_size(tokens: u64, largest: u32) -> u64 {

@@ -6,14 +6,16 @@ mod engines;
 mod faster_transformer;
 mod lightllm;
 mod orca;
+mod promises;
 mod sarathi;
 mod seats;
 mod sglang;
 mod trtllm;
 mod vllm;
+mod vllm_neuron;
 mod vllm_v1;
 
-pub use engines::{SglangConfig, TrtllmConfig, Usage, VllmV1Config};
+pub use engines::{SglangConfig, TrtllmConfig, Usage, VllmNeuronConfig, VllmV1Config};
 
 use super::batch::Batch;
 use super::host::{Host, HostTime};
@@ -46,6 +48,8 @@ pub enum SchedulerConfig {
     Sglang(SglangConfig),
     /// Nobody is ever evicted (TensorRT-LLM 1.0 to 1.3, PyTorch backend).
     Trtllm(TrtllmConfig),
+    /// One whole prompt a step, else decodes (vllm-neuron 0.2).
+    VllmNeuron(VllmNeuronConfig),
 }
 
 /// Settings of `sarathi`.
@@ -150,6 +154,7 @@ impl SchedulerConfig {
             SchedulerConfig::VllmV1(_) => "vllm_v1",
             SchedulerConfig::Sglang(_) => "sglang",
             SchedulerConfig::Trtllm(_) => "trtllm",
+            SchedulerConfig::VllmNeuron(_) => "vllm_neuron",
         }
     }
 
@@ -163,6 +168,7 @@ impl SchedulerConfig {
             SchedulerConfig::VllmV1(c) => c.max_num_seqs(),
             SchedulerConfig::Sglang(c) => c.max_running_requests,
             SchedulerConfig::Trtllm(c) => c.max_batch_size,
+            SchedulerConfig::VllmNeuron(c) => c.max_num_seqs,
         }
     }
 
@@ -191,6 +197,7 @@ impl SchedulerConfig {
             SchedulerConfig::VllmV1(c) => (c.host, c.async_scheduling),
             SchedulerConfig::Sglang(c) => (c.host, c.overlap_schedule),
             SchedulerConfig::Trtllm(c) => (c.host, c.overlap),
+            SchedulerConfig::VllmNeuron(c) => (c.host, false),
             _ => (HostTime::default(), false),
         };
         Host { time, ahead }
@@ -240,6 +247,7 @@ impl SchedulerConfig {
             SchedulerConfig::VllmV1(c) => ("max_num_batched_tokens", c.max_num_batched_tokens()),
             SchedulerConfig::Sglang(c) => ("chunked_prefill_size", c.chunked_prefill_size()),
             SchedulerConfig::Trtllm(c) => ("max_num_tokens", c.max_num_tokens),
+            SchedulerConfig::VllmNeuron(c) => ("max_model_len", c.max_model_len),
         }
     }
 
@@ -341,6 +349,7 @@ impl SchedulerConfig {
             SchedulerConfig::VllmV1(c) => Box::new(vllm_v1::VllmV1::new(&c)),
             SchedulerConfig::Sglang(c) => Box::new(sglang::Sglang::new(&c)),
             SchedulerConfig::Trtllm(c) => Box::new(trtllm::Trtllm::new(&c)),
+            SchedulerConfig::VllmNeuron(c) => Box::new(vllm_neuron::VllmNeuron::new(c, cap)),
         }
     }
 }

@@ -267,12 +267,8 @@ impl Served {
         let ms = |shape: &BatchShape| cost.stage_cost(StageId(0), shape).duration.as_ms();
         let prompt = PrefillChunk { kv_tokens: 0, chunk_tokens: row.isl, completes: true };
         let prefill = ms(&BatchShape { prefills: vec![prompt], ..BatchShape::default() });
-        let context = u64::from(row.isl) + u64::from(row.osl) / 2;
-        let decode = ms(&BatchShape {
-            num_decodes: row.concurrency,
-            decode_kv_tokens: u64::from(row.concurrency) * context,
-            ..BatchShape::default()
-        });
+        let context = row.isl + row.osl / 2;
+        let decode = ms(&BatchShape::decodes(row.concurrency, context));
         let others = f64::from(row.concurrency - 1) * prefill / f64::from(row.osl.max(1));
         Ok(Times { ttft_ms: prefill, tpot_ms: decode + others })
     }

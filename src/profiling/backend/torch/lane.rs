@@ -1,9 +1,9 @@
 //! One device and the worker that owns it: started when needed, started again after it died.
 
-use super::TorchConfig;
 use super::messages;
-use super::worker::{CallError, PROTOCOL, Script, Worker};
+use super::{PROTOCOL, TorchConfig};
 use crate::profiling::backend::{BackendError, Effort, OpSamples, Purpose, Shape, Shard};
+use crate::profiling::worker::{CallError, Script, Worker};
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ impl Lane {
     /// # Errors
     /// [`CallError`], also when the worker speaks another protocol.
     pub fn hello(&mut self, script: &Script) -> Result<Value, CallError> {
-        let mut worker = Worker::start(&self.config.python, script)?;
+        let mut worker = Worker::start(&self.config.python, script, self.config.lnc)?;
         let request = json!({
             "do": "hello",
             "protocol": PROTOCOL,

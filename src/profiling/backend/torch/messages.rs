@@ -71,8 +71,8 @@ pub fn layers(batch: &LayerBatch, effort: Effort) -> Value {
     with_effort(json!({"do": "layers", "prefills": prefills, "decodes": batch.decodes}), effort)
 }
 
-/// The request for a graph.
-pub fn graph(of: &Shard, key: GraphKey, effort: Effort, folder: &Path) -> Value {
+/// The request for a graph; `lnc` as in [`super::TorchConfig::lnc`].
+pub fn graph(of: &Shard, key: GraphKey, effort: Effort, folder: &Path, lnc: Option<u32>) -> Value {
     let request = json!({
         "do": "graph",
         "shard": shard(of),
@@ -82,7 +82,7 @@ pub fn graph(of: &Shard, key: GraphKey, effort: Effort, folder: &Path) -> Value 
         "layers": key.layers,
         "head": key.head,
         "workdir": folder.display().to_string(),
-        "lnc": Value::Null,
+        "lnc": lnc,
     });
     with_effort(request, effort)
 }

@@ -3,19 +3,18 @@
 //! prints rubbish costs the shape at hand and is started again.
 
 mod lane;
-mod messages;
+pub mod messages;
 #[cfg(all(test, unix))]
 #[path = "torch_tests.rs"]
 mod tests;
-mod worker;
 
 pub use messages::milliseconds;
-pub use worker::PROTOCOL;
 
 use super::{
     Backend, BackendError, DeviceInfo, Effort, LayerBatch, OpSamples, Peaks, Purpose, Shape, Shard,
 };
 use crate::dataset::graph::GraphKey;
+use crate::profiling::worker::{CallError, Script};
 use crate::spec::model::Dtype;
 use lane::Lane;
 use serde_json::{Value, json};
@@ -23,7 +22,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
-use worker::{CallError, Script};
+
+/// Version of the messages; see docs/worker-protocol.md.
+pub const PROTOCOL: u64 = 1;
+
+/// The worker's program.
+const PROGRAM: &str = include_str!("worker.py");
 
 /// A graph that a worker traced and ran.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,6 +61,9 @@ pub struct TorchConfig {
     pub limit: Duration,
     /// Seed of weights and tokens.
     pub seed: u64,
+    /// Physical cores to a logical NeuronCore (1 or 2), for runtime and compiler alike; `None` is what
+    /// both take by themselves.
+    pub lnc: Option<u32>,
 }
 
 /// See the module.
@@ -65,6 +72,7 @@ pub struct TorchBackend {
     attention: String,
     script: Script,
     lanes: Vec<Lane>,
+    lnc: Option<u32>,
 }
 
 impl TorchBackend {
@@ -86,7 +94,7 @@ impl TorchBackend {
                 other => other.to_string(),
             })
         };
-        let script = Script::new().map_err(lost)?;
+        let script = Script::new(PROGRAM).map_err(lost)?;
         let lane = |device: &String| Lane::new(device.clone(), config.clone());
         let mut lanes: Vec<Lane> = config.devices.iter().map(lane).collect();
         let mut replies = Vec::new();
@@ -106,7 +114,7 @@ impl TorchBackend {
         let device = device_info(reply, &config, host)?;
         let attention =
             reply["attention"].as_str().unwrap_or("torch").replace([',', '"', '\n'], " ");
-        Ok(TorchBackend { device, attention, script, lanes })
+        Ok(TorchBackend { device, attention, script, lanes, lnc: config.lnc })
     }
 
     /// Traces and runs the graph of `key` on the first device; the compiler works in `folder`.
@@ -120,7 +128,7 @@ impl TorchBackend {
         effort: Effort,
         folder: &Path,
     ) -> Result<Traced, BackendError> {
-        let reply = self.request(messages::graph(shard, key, effort, folder), effort)?;
+        let reply = self.request(messages::graph(shard, key, effort, folder, self.lnc), effort)?;
         let odd =
             |what: String| BackendError::Shape(format!("the worker's answer for a graph: {what}"));
         Ok(Traced {
@@ -184,7 +192,12 @@ fn device_info(
         cores: count(&info["cores"], u64::from(host.cores)) as u32,
         threads: count(&reply["threads"], 1) as u32,
         memory_bytes: count(&info["memory_bytes"], host.memory_bytes),
-        kernels: kernels.iter().filter_map(text).collect(),
+        // Cores of another size are another device: their rows share no file.
+        kernels: kernels
+            .iter()
+            .filter_map(text)
+            .chain(config.lnc.map(|lnc| format!("logical-core-config {lnc}")))
+            .collect(),
         dtype,
     })
 }

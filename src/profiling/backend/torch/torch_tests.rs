@@ -66,6 +66,7 @@ fn config(python: PathBuf) -> TorchConfig {
         plain_kernels: true,
         limit: Duration::from_secs(30),
         seed: 1,
+        lnc: None,
     }
 }
 

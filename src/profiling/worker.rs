@@ -10,12 +10,6 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// Version of the messages; see docs/worker-protocol.md.
-pub const PROTOCOL: u64 = 1;
-
-/// The worker's program.
-const SCRIPT: &str = include_str!("worker.py");
-
 /// Lines of stderr that are kept to explain a death.
 const KEPT_LINES: usize = 20;
 
@@ -42,15 +36,15 @@ pub struct Script {
 }
 
 impl Script {
-    /// Writes the program into the system's folder for temporary files.
+    /// Writes `program` into the system's folder for temporary files.
     ///
     /// # Errors
     /// When that folder cannot be written to.
-    pub fn new() -> Result<Script, CallError> {
+    pub fn new(program: &str) -> Result<Script, CallError> {
         let write = || -> std::io::Result<tempfile::NamedTempFile> {
             let mut file =
                 tempfile::Builder::new().prefix("vidur-worker-").suffix(".py").tempfile()?;
-            file.write_all(SCRIPT.as_bytes())?;
+            file.write_all(program.as_bytes())?;
             file.flush()?;
             Ok(file)
         };
@@ -72,13 +66,20 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts `python` with the program.
+    /// Starts `python` with the program. `lnc`, physical cores to a logical NeuronCore, has to be
+    /// known to Neuron's runtime before it begins.
     ///
     /// # Errors
     /// When the system refuses.
-    pub fn start(python: &PathBuf, script: &Script) -> Result<Worker, CallError> {
+    pub fn start(python: &PathBuf, script: &Script, lnc: Option<u32>) -> Result<Worker, CallError> {
         let mut command = Command::new(python);
         command.arg("-u").arg(script.file.path());
+        if let Some(lnc) = lnc {
+            // Two names of one setting; SDKs differ in which they read.
+            for name in ["NEURON_LOGICAL_NC_CONFIG", "NEURON_RT_VIRTUAL_CORE_SIZE"] {
+                command.env(name, lnc.to_string());
+            }
+        }
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let refused = |e: std::io::Error| {
             CallError::Dead(format!(
@@ -141,21 +142,7 @@ impl Worker {
                 return Err(self.end(&format!("no answer within {limit}; the worker was killed")));
             }
         };
-        let Ok(mut reply) = serde_json::from_str::<Value>(&line) else {
-            let start: String = line.chars().take(80).collect();
-            return Err(self.end(&format!("the worker printed `{start}` instead of an answer")));
-        };
-        if reply["id"] != self.last_id {
-            return Err(self.end("the worker answered another question"));
-        }
-        if let Some(ok) = reply.get_mut("ok") {
-            return Ok(ok.take());
-        }
-        let Some(error) = reply.get("error") else {
-            return Err(self.end("the worker's answer is neither ok nor error"));
-        };
-        let text = |name: &str| error[name].as_str().unwrap_or("unknown").to_owned();
-        Err(CallError::Refused { kind: text("kind"), message: text("message") })
+        answer(&line, self.last_id).unwrap_or_else(|what| Err(self.end(&what)))
     }
 
     /// Kills what is left of the process and says why, with its exit status and last words.
@@ -193,4 +180,26 @@ impl Drop for Worker {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// What the line that answers request `id` says.
+///
+/// # Errors
+/// What is wrong with it: whoever prints that cannot be talked to any longer.
+pub(super) fn answer(line: &str, id: u64) -> Result<Result<Value, CallError>, String> {
+    let Ok(mut reply) = serde_json::from_str::<Value>(line) else {
+        let start: String = line.chars().take(80).collect();
+        return Err(format!("the worker printed `{start}` instead of an answer"));
+    };
+    if reply.get("id").and_then(Value::as_u64) != Some(id) {
+        return Err("the worker answered another question".into());
+    }
+    if let Some(ok) = reply.get_mut("ok") {
+        return Ok(Ok(ok.take()));
+    }
+    let Some(error) = reply.get("error") else {
+        return Err("the worker's answer is neither ok nor error".into());
+    };
+    let text = |name: &str| error[name].as_str().unwrap_or("unknown").to_owned();
+    Ok(Err(CallError::Refused { kind: text("kind"), message: text("message") }))
 }

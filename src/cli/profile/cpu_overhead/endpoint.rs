@@ -1,0 +1,163 @@
+//! An engine seen from outside: tokens that a client sees, and the engine's own log of iterations.
+
+use super::{Args, this_run, write};
+use crate::cli::Failure;
+use crate::cli::table::{self, number, render, window_width};
+use crate::dataset::cpu_file::OverheadRow;
+use crate::profiling::cpu_overhead::client::Endpoint;
+use crate::profiling::cpu_overhead::drive::{Drive, periods};
+use crate::profiling::cpu_overhead::iteration_log::{self, Iteration};
+use crate::profiling::cpu_overhead::{StepTimes, decode_steps};
+use crate::stats;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+/// Where vLLM listens unless told otherwise.
+const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:8000";
+
+/// Questions that tell what transport takes.
+const ROUND_TRIPS: usize = 9;
+
+/// How host and device are told apart.
+const METHOD: &str = "period of decoding steps, seen by a streaming client, less the time that the engine logged for them";
+
+/// Drives the engine and reads its log.
+pub fn run(args: &Args) -> Result<(), Failure> {
+    // A key, where the engine wants one, is no argument: arguments are recorded.
+    let key = std::env::var("OPENAI_API_KEY").ok().filter(|key| !key.is_empty());
+    let address = args.endpoint.as_deref().unwrap_or(DEFAULT_ENDPOINT);
+    let endpoint = Endpoint::open(address, args.served_model.as_deref(), key, args.timeout)
+        .map_err(|e| {
+            Failure::user(format!("{e}; give the address of a running engine with --endpoint"))
+        })?;
+    let mut log = args.engine_log.as_deref().map(LogTail::open).transpose()?;
+    let source =
+        format!("{} at an endpoint, {} words of prompt", endpoint.model(), args.prompt_tokens);
+    // Names and sources are checked before the engine is driven for minutes.
+    let file = args.open(&source)?;
+    let Some(sizes) = args.to_go(&file)? else { return Ok(()) };
+    let transport_ms = (0..ROUND_TRIPS)
+        .map(|_| endpoint.round_trip_ms())
+        .collect::<Result<Vec<f64>, String>>()
+        .map_err(Failure::user)?;
+    let mut next =
+        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |t| t.as_secs());
+    let (mut file, mut seen, mut missing) = (file, Vec::new(), Vec::new());
+    // Once for nothing: the engine compiles and warms up.
+    for (i, &batch_size) in std::iter::once(&1).chain(&sizes).enumerate() {
+        let drive = Drive {
+            batch_size,
+            prompt_words: args.prompt_tokens,
+            output_tokens: args.output_tokens,
+            first_number: next,
+        };
+        next += u64::from(batch_size);
+        let period_ms = periods(&endpoint, drive).map_err(Failure::user)?;
+        let iterations = match &mut log {
+            Some(log) => log.new_iterations()?,
+            None => Vec::new(),
+        };
+        if i == 0 {
+            continue;
+        }
+        let times =
+            StepTimes { batch_size, period_ms, device_ms: decode_steps(&iterations, batch_size) };
+        eprintln!(
+            "batch {batch_size}: {} steps seen, {} in the log",
+            times.period_ms.len() / batch_size as usize,
+            times.device_ms.len()
+        );
+        match times.host_gaps() {
+            Ok(gap_ms) => file
+                .put(&OverheadRow {
+                    batch_size,
+                    gap_ms,
+                    device_ms: times.device_ms.clone(),
+                    transport_ms: transport_ms.clone(),
+                    ..OverheadRow::default()
+                })
+                .map_err(Failure::user)?,
+            Err(why) => missing.push(why),
+        }
+        seen.push(times);
+    }
+    print_periods(&seen)?;
+    if args.engine_log.is_none() {
+        return Err(Failure::user(
+            "an endpoint alone does not tell the device's time from the host's: start vLLM with \
+             --enable-logging-iteration-details --no-async-scheduling, and give its log with --engine-log; \
+             nothing was written",
+        ));
+    }
+    match (file.is_empty(), missing.first()) {
+        (true, Some(why)) => {
+            return Err(Failure::user(format!("{why}; nothing was written")));
+        }
+        (false, Some(why)) => eprintln!("note: {why}; these batch sizes are left out"),
+        (_, None) => {}
+    }
+    write(file, this_run(METHOD, Vec::new(), missing))
+}
+
+fn print_periods(seen: &[StepTimes]) -> Result<(), Failure> {
+    let columns = [
+        number("batch"),
+        number("steps"),
+        number("period ms"),
+        number("device ms"),
+        number("host gap ms"),
+        number("noise"),
+    ];
+    let shown = |ms: Option<f64>| ms.map_or("-".into(), |ms| format!("{ms:.3}"));
+    let cells = |times: &StepTimes| {
+        let gaps = times.host_gaps();
+        let gap = gaps.as_ref().ok().and_then(|gaps| stats::median(gaps));
+        let mean = stats::mean(&times.period_ms).unwrap_or(0.0);
+        let noise =
+            stats::std_dev(&times.period_ms).map(|std| format!("{:.1} %", 100.0 * std / mean));
+        vec![
+            times.batch_size.to_string(),
+            (times.period_ms.len() / times.batch_size as usize).to_string(),
+            shown(stats::median(&times.period_ms)),
+            shown(stats::median(&times.device_ms)),
+            shown(gap),
+            noise.unwrap_or_default(),
+        ]
+    };
+    let cells: Vec<Vec<String>> = seen.iter().map(cells).collect();
+    table::print(&render(&columns, &cells, window_width()))
+}
+
+/// The part of a growing file that has not been read.
+struct LogTail {
+    path: PathBuf,
+    at: u64,
+}
+
+impl LogTail {
+    /// From the end of what is there now.
+    fn open(path: &Path) -> Result<LogTail, Failure> {
+        let at = std::fs::metadata(path)
+            .map_err(|e| Failure::user(format!("--engine-log {}: {e}", path.display())))?
+            .len();
+        Ok(LogTail { path: path.to_owned(), at })
+    }
+
+    /// The iterations of the lines that came since; a line that is being written waits.
+    fn new_iterations(&mut self) -> Result<Vec<Iteration>, Failure> {
+        // The engine logs a step after its tokens went out.
+        std::thread::sleep(Duration::from_millis(200));
+        let read = || -> std::io::Result<Vec<u8>> {
+            let mut file = std::fs::File::open(&self.path)?;
+            file.seek(SeekFrom::Start(self.at))?;
+            let mut bytes = Vec::new();
+            file.read_to_end(&mut bytes)?;
+            Ok(bytes)
+        };
+        let bytes = read().map_err(|e| Failure::user(format!("{}: {e}", self.path.display())))?;
+        let whole = bytes.iter().rposition(|&b| b == b'\n').map_or(0, |end| end + 1);
+        self.at += whole as u64;
+        Ok(iteration_log::parse(&String::from_utf8_lossy(&bytes[..whole])))
+    }
+}
