@@ -2,9 +2,9 @@
 //! folder, and without it these tests say that they are skipped.
 
 use std::path::{Path, PathBuf};
-use vidur::metrics::Recorder;
+use vidur::metrics::{Recorder, StageSpan};
 use vidur::run::{Run, RunConfig};
-use vidur::sim::Invariants;
+use vidur::sim::{Invariants, Silent};
 use vidur::spec::catalog::Catalog;
 
 pub fn shared() -> Option<PathBuf> {
@@ -111,6 +111,54 @@ fn reference_batches(shared: &Path, run: &str) -> Option<u64> {
         serde_json::from_reader(flate2::read::GzDecoder::new(file)).unwrap();
     let events = trace["traceEvents"].as_array().unwrap();
     Some(events.iter().filter(|e| e["ph"] == "X").count() as u64)
+}
+
+/// The 101 quantiles of a figure over batches, in order of rank, as a reference run plots them.
+fn reference_quantiles(shared: &Path, run: &str, figure: &str) -> Vec<(f64, f64)> {
+    let file = format!("vidur/reference/runs/{run}/plots/{figure}.csv");
+    let mut reader = csv::Reader::from_path(shared.join(file)).unwrap();
+    let row = |record: csv::StringRecord| {
+        (record[1].parse::<f64>().unwrap(), record[2].parse::<f64>().unwrap())
+    };
+    reader.records().map(|record| row(record.unwrap())).collect()
+}
+
+/// Only two runs kept a trace that tells how many batches there were. All kept quantiles over their
+/// batches, by a sketch that gives the value at rank q (n - 1) within 0.1 %: a batch more or less
+/// moves the ranks, which shows wherever sizes change beside one of the 101.
+#[test]
+fn the_batches_of_every_reference_run_have_vidurs_sizes_at_every_rank() {
+    let Some(shared) = shared() else { return };
+    for entry in std::fs::read_dir("tests/conformance").unwrap() {
+        let path = entry.unwrap().path();
+        let run = path.file_stem().unwrap().to_str().unwrap().to_owned();
+        let spans = spans(path.to_str().unwrap());
+        let figures: [(&str, fn(&StageSpan) -> u32); 3] = [
+            ("batch_size", |s| s.num_requests),
+            ("batch_num_tokens", |s| s.num_prefill_tokens + s.num_decode_tokens),
+            ("batch_num_decode_tokens", |s| s.num_decode_tokens),
+        ];
+        for (figure, of) in figures {
+            let mut ours: Vec<u32> = spans.iter().filter(|s| s.stage.0 == 0).map(of).collect();
+            ours.sort_unstable();
+            for (q, theirs) in reference_quantiles(&shared, &run, figure) {
+                let value = f64::from(ours[(q * (ours.len() - 1) as f64) as usize]);
+                assert!(
+                    (value - theirs).abs() <= 0.00101 * value,
+                    "{run}: {figure} at {q}: {value}, Vidur {theirs}"
+                );
+            }
+        }
+        eprintln!("{run}: {} batches", spans.iter().filter(|s| s.stage.0 == 0).count());
+    }
+}
+
+/// Every batch on every stage of a run.
+fn spans(path: &str) -> Vec<StageSpan> {
+    let config = RunConfig::load(&std::fs::read_to_string(path).unwrap(), path, &[]).unwrap();
+    let run = Run::resolve(config, &Catalog::open(None)).unwrap();
+    let (_, recorder, _) = run.execute(true, Silent).unwrap();
+    recorder.spans
 }
 
 #[test]
