@@ -142,6 +142,14 @@ pub fn run(mut command: Command, deadline: Duration) -> Result<Output, ToolError
     Ok(Output { status, stdout: text(stdout), stderr: text(stderr) })
 }
 
+/// Tells Neuron's runtime in `command` that a logical NeuronCore is `lnc` physical ones.
+pub fn set_logical_cores(command: &mut Command, lnc: u32) {
+    // Two names of one setting; SDKs differ in which they read.
+    for name in ["NEURON_LOGICAL_NC_CONFIG", "NEURON_RT_VIRTUAL_CORE_SIZE"] {
+        command.env(name, lnc.to_string());
+    }
+}
+
 /// Starts `command`. A file that another process still holds open for writing is tried again for a
 /// moment: it has just been installed.
 fn start(command: &mut Command) -> Result<Child, ToolError> {

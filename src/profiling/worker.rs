@@ -75,10 +75,7 @@ impl Worker {
         let mut command = Command::new(python);
         command.arg("-u").arg(script.file.path());
         if let Some(lnc) = lnc {
-            // Two names of one setting; SDKs differ in which they read.
-            for name in ["NEURON_LOGICAL_NC_CONFIG", "NEURON_RT_VIRTUAL_CORE_SIZE"] {
-                command.env(name, lnc.to_string());
-            }
+            super::tool::set_logical_cores(&mut command, lnc);
         }
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let refused = |e: std::io::Error| {

@@ -1,10 +1,11 @@
 //! Whole graphs, for devices that run compiled programs rather than kernels one by one: which
 //! buckets to trace ([`buckets`]), and how long each takes on the device by the most exact route
-//! there is ([`neuron_profiler`], else the wall clock around a call).
+//! there is ([`neuron_profiler`], [`nrt_benchmark`], else the wall clock around a call).
 
 pub mod buckets;
 pub mod inspect;
 pub mod neuron_profiler;
+pub mod nrt_benchmark;
 
 use super::backend::torch::TorchBackend;
 use super::backend::{BackendError, Effort, Shard};
@@ -12,6 +13,7 @@ use super::tool::Tools;
 use crate::dataset::graph::{GraphKey, GraphRow, Phase};
 use crate::dataset::network::Times;
 use crate::spec::model::ModelSpec;
+use nrt_benchmark::Nrtpy;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -83,9 +85,16 @@ pub fn measure(
         counters: BTreeMap::new(),
     };
     if let (Some(tools), Some(neff)) = (neuron, &traced.neff) {
-        match neuron_profiler::device_time(tools, neff, folder) {
+        backend.rest();
+        let nrtpy = Nrtpy {
+            python: backend.python()?,
+            lnc: backend.lnc(),
+            runs: effort.repeats,
+            deadline: tools.deadline,
+        };
+        match neuron_profiler::device_time(tools, &nrtpy, neff, folder) {
             Ok(profile) => {
-                row.times = Times::average(profile.total_ms);
+                row.times = profile.times;
                 row.timing = profile.route;
                 row.counters = profile.counters;
             }

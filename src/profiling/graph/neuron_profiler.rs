@@ -4,7 +4,9 @@
 //! (SDK 2.32).
 
 use super::inspect;
+use super::nrt_benchmark::Nrtpy;
 use crate::dataset::graph::COUNTERS;
+use crate::dataset::network::Times;
 use crate::profiling::tool::Tools;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -13,39 +15,52 @@ use std::path::{Path, PathBuf};
 /// The tools, the newer one first; flags are the same.
 const PROGRAMS: [&str; 2] = ["neuron-explorer", "neuron-profile"];
 
-/// One execution as the profiler saw it.
+/// A graph as it ran on the device.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DeviceProfile {
     /// Milliseconds on the device, gaps included, host excluded.
-    pub total_ms: f64,
+    pub times: Times,
     /// How it was measured.
     pub route: String,
     /// Of [`COUNTERS`], those that were there.
     pub counters: BTreeMap<String, f64>,
 }
 
-/// Captures the second execution of `neff` and reads its summary. Where that fails, the capture that
-/// the runtime made by itself when the graph first ran, if the environment had it make one.
+/// Captures the second execution of `neff` and reads its summary. Where that fails, the runtime's own
+/// benchmark; where that fails too, the capture that the runtime made by itself when the graph first
+/// ran, if the environment had it make one.
 ///
 /// # Errors
-/// One line: no tool, or what it said.
-pub fn device_time(tools: &Tools, neff: &Path, folder: &Path) -> Result<DeviceProfile, String> {
-    let program = PROGRAMS
-        .into_iter()
-        .find(|name| tools.find(name).is_some())
-        .ok_or("neither neuron-explorer nor neuron-profile is on the PATH")?;
-    let tool = Profiler { tools, program };
-    let captured = tool.capture(neff, folder).and_then(|ntff| {
-        tool.view(neff, &ntff, format!("{program} capture of the second execution"))
-    });
-    captured.or_else(|why| {
-        let inspected = tools.inspect.as_deref().and_then(|dir| inspect::capture(dir, neff));
-        let (neff, ntff) = inspected.ok_or(why)?;
-        tool.view(
-            &neff,
-            &ntff,
-            "the runtime's capture of the first execution (NEURON_RT_INSPECT)".into(),
-        )
+/// One line: no tool, or what each said.
+pub fn device_time(
+    tools: &Tools,
+    nrtpy: &Nrtpy<'_>,
+    neff: &Path,
+    folder: &Path,
+) -> Result<DeviceProfile, String> {
+    let program = PROGRAMS.into_iter().find(|name| tools.find(name).is_some());
+    let captured = match program {
+        None => Err("neither neuron-explorer nor neuron-profile is on the PATH".to_owned()),
+        Some(program) => Profiler { tools, program }.device_time(neff, folder),
+    };
+    captured
+        .or_else(|why| benchmark(nrtpy, neff).map_err(|nrtpy| format!("{why}; {nrtpy}")))
+        .or_else(|why| {
+            let dir = tools.inspect.as_deref().filter(|_| program.is_some());
+            let (neff, ntff) = dir.and_then(|dir| inspect::capture(dir, neff)).ok_or(&why)?;
+            let tool = Profiler { tools, program: program.ok_or(&why)? };
+            let route = "the runtime's capture of the first execution (NEURON_RT_INSPECT)";
+            tool.view(&neff, &ntff, route.into())
+        })
+}
+
+/// By the runtime's benchmark, which has no counters.
+fn benchmark(nrtpy: &Nrtpy<'_>, neff: &Path) -> Result<DeviceProfile, String> {
+    let ms = nrtpy.milliseconds(neff)?;
+    Ok(DeviceProfile {
+        times: Times::of(&ms).ok_or("nrtpy: no run was timed")?,
+        route: "nrtpy benchmark on the device".into(),
+        counters: BTreeMap::new(),
     })
 }
 
@@ -60,6 +75,11 @@ impl Profiler<'_> {
         let program = self.program;
         let output = self.tools.run(program, args).map_err(|e| format!("{program}: {e}"))?;
         output.success().map_err(|e| format!("{program} {}: {e}", args[0]))
+    }
+
+    fn device_time(&self, neff: &Path, folder: &Path) -> Result<DeviceProfile, String> {
+        let ntff = self.capture(neff, folder)?;
+        self.view(neff, &ntff, format!("{} capture of the second execution", self.program))
     }
 
     /// The profile of the second execution.
@@ -89,7 +109,8 @@ impl Profiler<'_> {
         let seconds =
             figure("total_time").filter(|s| *s > 0.0).ok_or("its summary has no total_time")?;
         let counters = COUNTERS.iter().filter_map(|name| Some(((*name).to_owned(), figure(name)?)));
-        Ok(DeviceProfile { total_ms: seconds * 1e3, route, counters: counters.collect() })
+        let times = Times::average(seconds * 1e3);
+        Ok(DeviceProfile { times, route, counters: counters.collect() })
     }
 }
 
@@ -188,6 +209,14 @@ n_2
         }
     }
 
+    const NO_PYTHON: &str = "nrtpy: cannot be started: No such file or directory (os error 2)";
+
+    /// An interpreter that is not there.
+    fn no_nrtpy() -> Nrtpy<'static> {
+        let deadline = std::time::Duration::from_secs(20);
+        Nrtpy { python: Path::new("/nowhere/python3"), lnc: None, runs: 3, deadline }
+    }
+
     #[cfg(unix)]
     #[test]
     fn ranks_text_and_the_runtimes_own_capture_stand_in() {
@@ -196,14 +225,14 @@ n_2
         let mut tools = Tools::only(dir.path(), dir.path());
         let neff = dir.path().join("graph.neff");
         std::fs::write(&neff, "graph").unwrap();
-        let time = |tools: &Tools| device_time(tools, &neff, dir.path());
+        let time = |tools: &Tools| device_time(tools, &no_nrtpy(), &neff, dir.path());
         // An older program: a name for each rank, text only.
         let body = format!(
             "case $1 in\ncapture) shift; while [ $# -gt 0 ]; do [ $1 = -s ] && d=$(dirname $2); shift; done; touch $d/profile_rank_0.ntff $d/profile_rank_1.ntff;;\n\
              view) case \"$*\" in *profile_rank_0.ntff*summary-text*) cat <<'END'\n{TEXT}\nEND\n;; *) echo 'unknown format' >&2; exit 2;; esac;;\nesac"
         );
         script(dir.path(), "neuron-profile", &body);
-        assert_eq!(time(&tools).unwrap().total_ms, 14.276642922);
+        assert_eq!(time(&tools).unwrap().times.median, 14.276642922);
         // No capture, but the runtime made one.
         let body = format!(
             "case $1 in\ncapture) echo 'device busy' >&2; exit 1;;\n\
@@ -211,7 +240,7 @@ n_2
         );
         script(dir.path(), "neuron-profile", &body);
         std::fs::remove_file(dir.path().join("profile_rank_0.ntff")).unwrap();
-        let busy = "neuron-profile capture: device busy (exit code 1)";
+        let busy = format!("neuron-profile capture: device busy (exit code 1); {NO_PYTHON}");
         assert_eq!(time(&tools).unwrap_err(), busy);
         tools.inspect = Some(dir.path().join("inspect"));
         assert_eq!(time(&tools).unwrap_err(), busy, "nothing was captured");
@@ -221,7 +250,7 @@ n_2
         assert_eq!(time(&tools).unwrap_err(), busy, "a graph that never ran");
         std::fs::write(session.join("7_instid_0_vnc_0.ntff"), "").unwrap();
         let profile = time(&tools).unwrap();
-        assert_eq!(profile.total_ms, 14.2766);
+        assert_eq!(profile.times.median, 14.2766);
         assert!(profile.route.contains("NEURON_RT_INSPECT"), "{}", profile.route);
     }
 
@@ -232,7 +261,7 @@ n_2
         let dir = tempfile::tempdir().unwrap();
         let tools = Tools::only(dir.path(), dir.path());
         let neff = dir.path().join("graph.neff");
-        let time = || device_time(&tools, &neff, dir.path());
+        let time = || device_time(&tools, &no_nrtpy(), &neff, dir.path());
         assert!(time().unwrap_err().contains("neither"));
         let body = format!(
             "case $1 in\ncapture) shift; while [ $# -gt 0 ]; do [ $1 = -s ] && d=$(dirname $2); shift; done; touch $d/profile_exec_2.ntff;;\n\
@@ -241,12 +270,57 @@ n_2
         for name in ["neuron-profile", "neuron-explorer"] {
             script(dir.path(), name, &body);
             let profile = time().unwrap();
-            assert_eq!(profile.total_ms, 14.2766);
+            assert_eq!(profile.times.median, 14.2766);
             assert!(profile.route.starts_with(name), "{}", profile.route);
             assert_eq!(profile.counters["tensor_engine_active_time_percent"], 0.2747);
         }
         script(dir.path(), "neuron-explorer", "echo 'no device' >&2; exit 1");
-        assert_eq!(time().unwrap_err(), "neuron-explorer capture: no device (exit code 1)");
+        let both = format!("neuron-explorer capture: no device (exit code 1); {NO_PYTHON}");
+        assert_eq!(time().unwrap_err(), both);
+    }
+
+    /// nrtpy and numpy as a graph's benchmark uses them: inputs by name, a run's times as they are.
+    const NRTPY: &str = "
+class Info:
+    def __init__(self, size): self.size = size
+class NrtpyTensor:
+    @classmethod
+    def from_numpy(cls, array, name=None, core_id=0): return (name, len(array))
+class Result:
+    def __init__(self, n): self.durations_ms = [14.5] * (n - 1) + [20.0]
+class NrtpyModel:
+    input_tensors_info = {'x': Info(128), 'start': Info(8)}
+    @classmethod
+    def load_from_neff(cls, path): assert open(path).read() == 'graph', path; return cls()
+    def benchmark(self, inputs, warmup_iter, benchmark_iter, mode):
+        assert inputs == {'x': ('x', 128), 'start': ('start', 8)} and mode == 'device', inputs
+        return Result(benchmark_iter)
+def configure(visible_cores=None): print('nrt: a line of the runtime')
+";
+
+    #[cfg(unix)]
+    #[test]
+    fn without_a_profiler_the_runtime_times_the_graph_itself() {
+        use crate::profiling::tool::testing::script;
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::write(at("graph.neff"), "graph").unwrap();
+        std::fs::write(at("other.neff"), "rubbish").unwrap();
+        std::fs::write(at("nrtpy.py"), NRTPY).unwrap();
+        std::fs::write(at("numpy.py"), "uint8 = 1\ndef zeros(n, dtype): return bytes(n)\n")
+            .unwrap();
+        let body = format!("PYTHONPATH={} exec python3 \"$@\"", dir.path().display());
+        script(dir.path(), "python", &body);
+        let (python, tools) = (at("python"), Tools::only(dir.path(), dir.path()));
+        let nrtpy = Nrtpy { python: &python, runs: 5, ..no_nrtpy() };
+        let time = |neff| device_time(&tools, &nrtpy, &at(neff), dir.path());
+        let profile = time("graph.neff").unwrap();
+        assert_eq!((profile.times.median, profile.times.max), (14.5, Some(20.0)));
+        assert_eq!(profile.route, "nrtpy benchmark on the device");
+        let both = time("other.neff").unwrap_err();
+        assert!(both.contains("neither") && both.contains("nrtpy: AssertionError"), "{both}");
+        std::fs::remove_file(at("nrtpy.py")).unwrap();
+        assert!(time("graph.neff").unwrap_err().ends_with("No module named 'nrtpy'"));
     }
 
     proptest! {

@@ -59,8 +59,12 @@ impl Lane {
         Ok(reply)
     }
 
+    /// Ends the worker, which gives its device free; the next question starts another.
+    pub fn rest(&mut self) {
+        self.worker = None;
+    }
+
     /// The interpreter.
-    #[cfg(test)]
     pub fn python(&self) -> &std::path::Path {
         &self.config.python
     }

@@ -139,6 +139,27 @@ impl TorchBackend {
         })
     }
 
+    /// Lets go of the first device until the next request: Neuron's runtime gives a core to one process
+    /// at a time.
+    pub fn rest(&mut self) {
+        if let Some(lane) = self.lanes.first_mut() {
+            lane.rest();
+        }
+    }
+
+    /// The interpreter of the workers.
+    ///
+    /// # Errors
+    /// When there are none.
+    pub fn python(&self) -> Result<&Path, BackendError> {
+        self.lanes.first().map(Lane::python).ok_or_else(no_lane)
+    }
+
+    /// As in [`TorchConfig::lnc`].
+    pub fn lnc(&self) -> Option<u32> {
+        self.lnc
+    }
+
     /// One request for each of the first devices, all at the same time.
     pub fn request_each(
         &mut self,
