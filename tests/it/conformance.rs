@@ -123,6 +123,9 @@ fn reference_quantiles(shared: &Path, run: &str, figure: &str) -> Vec<(f64, f64)
     reader.records().map(|record| row(record.unwrap())).collect()
 }
 
+/// A figure of a batch, of which a reference run plots the quantiles.
+type Figure = (&'static str, fn(&StageSpan) -> u32);
+
 /// Only two runs kept a trace that tells how many batches there were. All kept quantiles over their
 /// batches, by a sketch that gives the value at rank q (n - 1) within 0.1 %: a batch more or less
 /// moves the ranks, which shows wherever sizes change beside one of the 101.
@@ -133,7 +136,7 @@ fn the_batches_of_every_reference_run_have_vidurs_sizes_at_every_rank() {
         let path = entry.unwrap().path();
         let run = path.file_stem().unwrap().to_str().unwrap().to_owned();
         let spans = spans(path.to_str().unwrap());
-        let figures: [(&str, fn(&StageSpan) -> u32); 3] = [
+        let figures: [Figure; 3] = [
             ("batch_size", |s| s.num_requests),
             ("batch_num_tokens", |s| s.num_prefill_tokens + s.num_decode_tokens),
             ("batch_num_decode_tokens", |s| s.num_decode_tokens),
