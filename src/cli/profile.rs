@@ -130,6 +130,17 @@ fn parse_budget(text: &str) -> Result<BudgetArg, String> {
     }
 }
 
+/// How long something may be waited for. Bounded, so that no sum with a time of day overflows.
+fn parse_limit(text: &str) -> Result<Duration, String> {
+    const BOUNDS: std::ops::RangeInclusive<Duration> =
+        Duration::from_millis(1)..=Duration::from_secs(30 * 24 * 3600);
+    match humantime::parse_duration(text) {
+        Ok(time) if BOUNDS.contains(&time) => Ok(time),
+        Ok(_) => Err("expected 1ms to 30days".into()),
+        Err(e) => Err(format!("{e}; give for example 90s, 10m or 2h")),
+    }
+}
+
 /// Runs `vidur profile`.
 pub fn run(args: Args) -> Result<(), Failure> {
     match args.what {

@@ -7,6 +7,9 @@ use super::read::SourceFile;
 use super::table::{ReadError, Table, line};
 use std::collections::BTreeMap;
 
+/// The longest bucket: far beyond any model's context.
+const LONGEST_BUCKET: u64 = 1 << 24;
+
 /// One timed graph.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GraphSample {
@@ -55,6 +58,10 @@ pub fn read(file: &ProfileFile) -> Result<GraphProfile, ReadError> {
         let small = |column, n: u64| {
             u32::try_from(n).map_err(|_| table.wrong(row, column, "a number below 2^32"))
         };
+        let tokens = |column| match at_least_one(column)? {
+            n if n <= LONGEST_BUCKET => Ok(n),
+            _ => Err(table.wrong(row, column, "at most 2^24 tokens")),
+        };
         let named = [Phase::Context, Phase::Token].into_iter();
         let key = GraphKey {
             tensor_parallel: small(degree, at_least_one(degree)?)?,
@@ -63,7 +70,7 @@ pub fn read(file: &ProfileFile) -> Result<GraphProfile, ReadError> {
                 .find(|p| p.name() == table.text(row, phase))
                 .ok_or_else(|| table.wrong(row, phase, "context or token"))?,
             batch: small(batch, at_least_one(batch)?)?,
-            bucket: at_least_one(bucket)?,
+            bucket: tokens(bucket)?,
             layers: small(layers, table.count(row, layers)?)?,
             head: table.flag(row, head)?,
         };

@@ -5,6 +5,7 @@ use super::write::{Table, WriteError};
 use crate::spec::model::{Dtype, ModelSpec};
 use crate::stats;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
@@ -168,8 +169,43 @@ impl Manifest {
 
 /// SHA-256 in hexadecimal.
 pub fn sha256_hex(bytes: &[u8]) -> String {
-    use sha2::{Digest, Sha256};
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&Sha256::digest(bytes))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A file whose SHA-256 is taken while it is read: it may be large, or a pipe that gives its bytes
+/// once.
+#[derive(Debug)]
+pub struct Hashing<R> {
+    file: R,
+    hash: Sha256,
+}
+
+impl<R: io::Read> Hashing<R> {
+    /// Of `file`, from where it stands.
+    pub fn new(file: R) -> Self {
+        Hashing { file, hash: Sha256::new() }
+    }
+
+    /// The SHA-256 of all of it, in hexadecimal digits; what nobody has read yet is read now.
+    ///
+    /// # Errors
+    /// When the rest cannot be read.
+    pub fn finish(mut self) -> io::Result<String> {
+        io::copy(&mut self, &mut io::sink())?;
+        Ok(hex(&self.hash.finalize()))
+    }
+}
+
+impl<R: io::Read> io::Read for Hashing<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.file.read(buffer)?;
+        self.hash.update(&buffer[..n]);
+        Ok(n)
+    }
 }
 
 /// Relative spread of each operator: the median over its rows of standard deviation over mean.

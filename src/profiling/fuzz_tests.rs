@@ -5,7 +5,8 @@
 use super::backend::torch::messages;
 use super::cpu_overhead::{client, files, iteration_log, neuron_monitor, offline};
 use super::detect::{amd, neuron, nvidia, topology};
-use super::{graph::neuron_profiler, network, worker};
+use super::graph::{neuron_profiler, nrt_benchmark};
+use super::{network, worker};
 use crate::dataset::network::Collective;
 use crate::rng::Rng;
 use rand::RngExt as _;
@@ -105,6 +106,10 @@ const SUMMARY: &[&str] = &[
     "2026-11-22 INFO processing\n{\"n_0123abcd_1\":{\"total_time\":0.0142766,\"total_active_time\":0.0138,\"mfu_max_achievable_estimated_percent\":1,\"hbm_read_bytes\":\"6582249472\",\"instance_type\":\"trn1.2xlarge\"},\"n_2\":{\"total_time\":1}}",
 ];
 const SUMMARY_TEXT: &str = "n_e378c855_90860660587470\n    total_time                                     0.014276642922\n    mfu_estimated_percent                          0.044588405622639014\n";
+const NRTPY: &[&str] = &[
+    "2026-Nov-28 01:02:03.0405 7:7 INFO NRT:nrt_init\n{\"ms\": [1.25, 1.5, 2]}\n",
+    "{\"error\": \"NrtError: NRT_RESOURCE\\nmore\"}\n",
+];
 const TRACE: &[&str] = &[
     r#"{"schemaVersion":1,"deviceProperties":[],"traceEvents":[{"ph":"M","name":"process_name","pid":7,"tid":0,"ts":0.5,"args":{"name":"python"}},{"ph":"X","cat":"user_annotation","name":"execute_new_0_cached_4","pid":7,"tid":7,"ts":1000,"dur":400.5,"args":{"External id":1}},{"ph":"X","cat":"user_annotation","name":"gpu_model_runner: preprocess","pid":7,"tid":7,"ts":1000,"dur":100},{"ph":"X","cat":"kernel","name":"gemm","pid":0,"tid":7,"ts":1100,"dur":600},{"ph":"X","cat":"python_function","name":"vllm/v1/core/sched/scheduler.py(216): schedule","pid":7,"tid":7,"ts":1800,"dur":50},{"ph":"X","cat":"user_annotation","name":"execute_new_0_cached_4","pid":7,"tid":7,"ts":2000,"dur":400},{"ph":"X","cat":"gpu_memcpy","name":"Memcpy DtoH","pid":0,"tid":7,"ts":2100,"dur":600},{"ph":"X","cat":"user_annotation","name":"execute_context_0(0)_generation_4(4)","pid":7,"tid":7,"ts":3000,"dur":1}],"traceName":"t"}"#,
     r#"[{"ph":"X","cat":"user_annotation","name":"ProfilerStep#3","pid":"7","tid":"7","ts":100,"dur":50},{"ph":"X","cat":"Kernel","name":"k","ts":"110","dur":"10"},{"name":"gpu_model_runner: forward","ph":"X","ts":1,"dur":2,"tid":1,"pid":"CPU functions","args":{}}]"#,
@@ -145,7 +150,7 @@ fn targets() -> Vec<Target> {
             samples: MONITOR,
             read: |text| {
                 text.lines().for_each(|line| drop(neuron::monitored_instance(line)));
-                let _ = neuron_monitor::read(text, 4);
+                let _ = neuron_monitor::read(text.as_bytes(), 4);
             },
         },
         Target {
@@ -180,6 +185,14 @@ fn targets() -> Vec<Target> {
             samples: SUMMARY,
             read: |text| {
                 let _ = (neuron_profiler::summary(text), neuron_profiler::summary_text(text));
+            },
+        },
+        Target {
+            name: "nrtpy's answer",
+            samples: NRTPY,
+            read: |text| {
+                let times = nrt_benchmark::answer(text).unwrap_or_default();
+                assert!(times.iter().all(|ms| ms.is_finite() && *ms > 0.0));
             },
         },
         Target {
@@ -274,7 +287,7 @@ fn no_reader_panics_at_fuzz() {
 #[test]
 fn the_samples_of_fuzz_are_read() {
     assert!(NEURON_LS.iter().all(|text| neuron::parse(text).is_ok()));
-    assert!(neuron_monitor::read(MONITOR[0], 1).is_ok());
+    assert!(neuron_monitor::read(MONITOR[0].as_bytes(), 1).is_ok());
     assert!(SMI.iter().all(|text| nvidia::parse(text).is_ok()));
     assert!(TOPO.iter().all(|text| topology::parse(text).is_ok()));
     assert!(amd::parse(KFD[0], KFD[0]).is_some() && amd::parse(KFD[1], KFD[1]).is_none());
@@ -284,6 +297,7 @@ fn the_samples_of_fuzz_are_read() {
     assert_eq!(iteration_log::parse(LOG[0]).len(), 2);
     assert!(neuron_profiler::summary_text(SUMMARY[0]).is_some());
     assert!(neuron_profiler::summary(SUMMARY[1]).is_ok());
+    assert!(nrt_benchmark::answer(NRTPY[0]).is_ok() && nrt_benchmark::answer(NRTPY[1]).is_err());
     assert!(files::read(TRACE[0].as_bytes(), None).is_ok());
     assert!(files::read(TRACE[1].as_bytes(), Some(4)).is_ok());
     assert!(ANSWER.iter().all(|line| worker::answer(line, 7).is_ok()));

@@ -9,6 +9,9 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+/// How long what a tool has printed may take to arrive after its end.
+const GRACE: Duration = Duration::from_secs(2);
+
 /// Where AWS installs its Neuron tools, which are often not on the PATH (package aws-neuronx-tools).
 const NEURON_BIN: &str = "/opt/aws/neuron/bin";
 
@@ -124,7 +127,7 @@ pub fn run(mut command: Command, deadline: Duration) -> Result<Output, ToolError
     let mut child = start(&mut command)?;
     let end = Instant::now() + deadline;
     // Pipes are read beside the waiting: a full one would stop the tool. A grandchild may hold them
-    // open after the tool's end, so nothing waits for their end without a limit either.
+    // open after the tool's end, so nothing waits long for their end either.
     let stdout = drain(child.stdout.take());
     let stderr = drain(child.stderr.take());
     let status = wait(&mut child, end).map_err(ToolError::Start)?;
@@ -133,7 +136,7 @@ pub fn run(mut command: Command, deadline: Duration) -> Result<Output, ToolError
     };
     let text = |pipe: mpsc::Receiver<Vec<u8>>| {
         let mut bytes = Vec::new();
-        let until = end.max(Instant::now() + Duration::from_millis(200));
+        let until = Instant::now() + GRACE;
         while let Ok(piece) = pipe.recv_timeout(until.saturating_duration_since(Instant::now())) {
             bytes.extend(piece);
         }

@@ -85,6 +85,9 @@ struct ReplicaState {
     /// Batches in the pipeline, at most one a stage.
     in_flight: usize,
     outstanding: u32,
+    /// KV blocks that those of its requests will take that have not run yet, or lost theirs; kept
+    /// where the router looks at the cache.
+    wanted: u32,
     /// What the batch on its only stage does beyond the step that is under way.
     ahead: Ahead,
     /// The end of its only stage that counts: what arrived may have brought it forward.
@@ -117,6 +120,8 @@ struct Engine<'a, O> {
     free_slots: Vec<Slot>,
     dirty: Vec<ReplicaId>,
     restarted: Vec<RequestId>,
+    /// By request: its share of [`ReplicaState::wanted`].
+    wants: Vec<u32>,
     /// Who got a token, and who is complete, in the batch that ends.
     emitted: Vec<RequestId>,
     completed: Vec<RequestId>,
@@ -154,6 +159,7 @@ impl<'a, O: Observer> Engine<'a, O> {
             stages: (0..stages).map(|_| Stage::default()).collect(),
             in_flight: 0,
             outstanding: 0,
+            wanted: 0,
             ahead: Ahead::default(),
             end: 0,
             dirty: false,
@@ -175,6 +181,7 @@ impl<'a, O: Observer> Engine<'a, O> {
             free_slots: Vec::new(),
             dirty: Vec::new(),
             restarted: Vec::new(),
+            wants: Vec::new(),
             emitted: Vec::new(),
             completed: Vec::new(),
             only_end: None,
@@ -248,8 +255,20 @@ impl<'a, O: Observer> Engine<'a, O> {
         let state = &mut self.replicas[replica.index()];
         state.scheduler.enqueue(id);
         state.outstanding += 1;
+        self.want(replica, id);
         self.touch(replica);
         self.report_load(replica);
+    }
+
+    /// `id` waits for the blocks of all that it has to compute.
+    fn want(&mut self, replica: ReplicaId, id: RequestId) {
+        if self.config.router.sees_kv() {
+            let state = &mut self.replicas[replica.index()];
+            let blocks = state.kv.blocks_for(self.requests[id.index()].prefill_target);
+            self.wants.resize(self.requests.len(), 0);
+            let before = std::mem::replace(&mut self.wants[id.index()], blocks);
+            state.wanted = state.wanted + blocks - before;
+        }
     }
 
     fn touch(&mut self, replica: ReplicaId) {
@@ -265,7 +284,7 @@ impl<'a, O: Observer> Engine<'a, O> {
         let load = Load {
             outstanding: state.outstanding,
             waiting: state.scheduler.num_waiting() as u32,
-            kv_used: state.kv.used(),
+            kv_used: state.kv.used() + state.wanted,
         };
         self.router.update(replica, load);
     }
@@ -304,13 +323,25 @@ impl<'a, O: Observer> Engine<'a, O> {
         );
         // Whoever lost its cache just now may have been refused while others still held theirs.
         self.disturbed = !self.restarted.is_empty();
-        for id in self.restarted.drain(..) {
+        for i in 0..self.restarted.len() {
+            let id = self.restarted[i];
             self.observer.restarted(self.now, id, &self.requests[id.index()]);
+            self.want(replica, id);
         }
+        self.restarted.clear();
+        let batch = &mut self.batches[slot];
         if batch.is_empty() {
             self.free_slots.push(slot);
             return false;
         }
+        if self.config.router.sees_kv() {
+            // Who runs holds its blocks now.
+            for entry in batch.entries.iter().filter(|e| e.prefill) {
+                let got = std::mem::take(&mut self.wants[entry.request.index()]);
+                self.replicas[replica.index()].wanted -= got;
+            }
+        }
+        let state = &mut self.replicas[replica.index()];
         batch.shape.padding = self.config.scheduler.padding(batch);
         batch.id = self.num_batches;
         self.num_batches += 1;
@@ -466,6 +497,10 @@ impl<'a, O: Observer> Engine<'a, O> {
         batch.clear();
         self.free_slots.push(slot);
         self.touch(replica);
+        if !self.completed.is_empty() {
+            // What arrives at this very time is routed by what this batch left.
+            self.report_load(replica);
+        }
     }
 
     fn finish(self) -> Result<Outcome, SimError> {

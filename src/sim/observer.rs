@@ -2,7 +2,8 @@
 //! change anything, and a run is the same without them.
 //!
 //! One exception to the order: steps told together by [`Observer::repeated`] are in order among
-//! the facts of their replica, but may be told up to [`PUNCTUALITY`] late among those of others.
+//! the facts of their replica, but those of several replicas may be told one replica after the
+//! other; [`PUNCTUALITY`] bounds how late.
 
 use super::batch::Batch;
 use super::kv_blocks::KvBlocks;
@@ -11,7 +12,8 @@ use crate::cost::StepCost;
 use crate::ids::{ReplicaId, RequestId, StageId};
 use crate::units::{SimDuration, SimTime};
 
-/// When a fact of time `t` is told, every fact from before `t` less this has been told.
+/// When an arrival of time `t` is told, or that a replica settled at `t`, every fact from before `t`
+/// less this has been told.
 pub const PUNCTUALITY: SimDuration = SimDuration::from_ns(1_000_000_000);
 
 /// One step of a decode stretch: the batch ended and started again at once.

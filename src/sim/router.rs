@@ -21,7 +21,7 @@ pub enum RouterConfig {
     LeastWaiting,
     /// Of two drawn at random, the one with fewer outstanding requests.
     PowerOfTwoChoices,
-    /// The one with the fewest KV blocks in use.
+    /// The one whose requests have the fewest KV blocks, those included that waiting ones will take.
     LeastKv,
 }
 
@@ -32,7 +32,7 @@ pub(super) struct Load {
     pub outstanding: u32,
     /// Of these, the ones that wait for admission.
     pub waiting: u32,
-    /// KV blocks in use.
+    /// KV blocks in use, and those that waiting requests will take.
     pub kv_used: u32,
 }
 

@@ -31,6 +31,9 @@ pub(super) struct Pace<'a> {
     pub(super) host: Host,
 }
 
+/// Repeats that a replica keeps at most, so that memory does not grow with the length of outputs.
+const LONGEST: u32 = 1024;
+
 /// How far a replica may run ahead.
 #[derive(Clone, Copy)]
 pub(super) struct Bound {
@@ -41,7 +44,7 @@ pub(super) struct Bound {
 }
 
 /// How often `batch`, which has just started, can surely repeat before one of its requests
-/// completes or the cache runs short. A step takes at most one block per request, and asks for a
+/// completes or the cache runs short, as far as repeats are kept. A step takes at most one block per request, and asks for a
 /// free one even when it takes none.
 pub(super) fn most_repeats(batch: &Batch, requests: &[Request], kv: &KvBlocks) -> u32 {
     let left = batch.entries.iter().map(|e| {
@@ -50,7 +53,7 @@ pub(super) fn most_repeats(batch: &Batch, requests: &[Request], kv: &KvBlocks) -
     });
     let steps = left.min().unwrap_or(0).saturating_sub(1);
     let blocks = kv.free().saturating_sub(1) / batch.len().max(1) as u32;
-    steps.min(blocks)
+    steps.min(blocks).min(LONGEST)
 }
 
 /// The repeats of a replica's batch that are known and not yet told: batch, requests and cache do

@@ -1,10 +1,10 @@
 //! Small runs whose every number can be worked out by hand.
 
 use crate::support::{LinearCost, sim_config, workload};
-use vidur::metrics::Recorder;
+use vidur::metrics::{Recorder, Summary};
 use vidur::sim::{
-    self, HostTime, SarathiConfig, SchedulerConfig, SglangConfig, SimConfig, SimError,
-    TrtllmConfig, VllmConfig, VllmNeuronConfig, VllmV1Config,
+    self, HostTime, RouterConfig, SarathiConfig, SchedulerConfig, SglangConfig, SimConfig,
+    SimError, TrtllmConfig, VllmConfig, VllmNeuronConfig, VllmV1Config,
 };
 use vidur::units::SimDuration;
 use vidur::workload::{Clients, FrontEnd, Prefixes};
@@ -129,6 +129,45 @@ fn closed_loop_clients_send_when_the_last_request_is_done_and_thought_about() {
     assert_eq!(r[2].arrived_at.as_ns(), pair + 1_000_000);
     assert_eq!(r[3].arrived_at, r[2].arrived_at);
     assert_eq!(r[4].arrived_at.as_ns(), 2 * (pair + 1_000_000));
+}
+
+#[test]
+fn a_request_is_routed_by_what_ended_at_the_same_time() {
+    // Who is done sends at once, to the replica that it has just left and not to the busy one.
+    let lengths: Vec<_> = (0..40).map(|i| (0, 10, 3 + i % 7)).collect();
+    let mut load = workload(&lengths);
+    load.clients = Some(Clients { concurrency: 2, think_time: SimDuration::ZERO });
+    for router in [RouterConfig::LeastOutstanding, RouterConfig::LeastKv] {
+        let config = SimConfig { num_replicas: 2, router, ..sim_config() };
+        let mut recorder = Recorder::new(2, false);
+        sim::run(&config, &LinearCost { stages: 1 }, &load, &mut recorder).unwrap();
+        assert_eq!(recorder.batch_requests, recorder.num_batches, "{router:?}: shared a batch");
+        assert!(recorder.replicas.iter().all(|r| r.requests > 15), "{router:?}");
+    }
+}
+
+#[test]
+fn least_kv_spreads_a_burst_that_holds_nothing_yet() {
+    let config = SimConfig { num_replicas: 4, router: RouterConfig::LeastKv, ..sim_config() };
+    let mut recorder = Recorder::new(4, false);
+    let load = workload(&[(0, 50, 4); 32]);
+    sim::run(&config, &LinearCost { stages: 1 }, &load, &mut recorder).unwrap();
+    assert!(recorder.replicas.iter().all(|r| r.requests == 8));
+}
+
+#[test]
+fn a_long_output_is_the_same_in_one_go_and_step_by_step() {
+    let load = workload(&[(0, 10, 5000), (3, 30, 3000)]);
+    for num_replicas in [1, 2] {
+        let config = SimConfig { num_replicas, ..sim_config() };
+        let summary = |spans| {
+            let mut recorder = Recorder::new(num_replicas, spans);
+            let end =
+                sim::run(&config, &LinearCost { stages: 1 }, &load, &mut recorder).unwrap().end;
+            (Summary::of(&recorder, 1, end), recorder.num_batches)
+        };
+        assert_eq!(summary(false), summary(true), "{num_replicas} replicas");
+    }
 }
 
 fn v1(change: impl FnOnce(&mut VllmV1Config)) -> SimConfig {

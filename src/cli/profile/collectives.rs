@@ -40,7 +40,7 @@ pub struct Args {
     #[arg(long, value_name = "HOST:PORT")]
     master_addr: Option<String>,
     /// How long nodes wait for each other.
-    #[arg(long, default_value = "5m", value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, default_value = "5m", value_name = "TIME", value_parser = crate::cli::profile::parse_limit)]
     meet_timeout: Duration,
     /// Python interpreter that has torch.
     #[arg(long, default_value = "python3", value_name = "PATH")]

@@ -73,7 +73,7 @@ pub struct Args {
     #[arg(long, default_value_t = 64, value_name = "N", value_parser = clap::value_parser!(u32).range(8..=100_000))]
     output_tokens: u32,
     /// How long one request, one batch size, or starting vLLM may take.
-    #[arg(long, default_value = "10m", value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, default_value = "10m", value_name = "TIME", value_parser = crate::cli::profile::parse_limit)]
     timeout: Duration,
     /// Folder to write to.
     #[arg(long, short, default_value = "data/profiling", value_name = "DIR")]

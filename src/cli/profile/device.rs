@@ -31,7 +31,7 @@ pub struct DeviceArgs {
     #[arg(long)]
     pub plain_kernels: bool,
     /// How long one answer of a worker may take, compiling and laying out included.
-    #[arg(long, default_value = "10m", value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, default_value = "10m", value_name = "TIME", value_parser = crate::cli::profile::parse_limit)]
     pub worker_timeout: Duration,
     /// Threads of the kernels on CPUs [default: one per physical core].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]

@@ -32,10 +32,10 @@ pub struct Args {
     #[arg(long, default_value_t = 2048, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1 << 24))]
     max_context: u64,
     /// Buckets of context encoding, instead of those.
-    #[arg(long, value_delimiter = ',', value_name = "N,N")]
+    #[arg(long, value_delimiter = ',', value_name = "N,N", value_parser = clap::value_parser!(u64).range(1..=1 << 24))]
     context_buckets: Vec<u64>,
     /// Buckets of token generation, instead of those.
-    #[arg(long, value_delimiter = ',', value_name = "N,N")]
+    #[arg(long, value_delimiter = ',', value_name = "N,N", value_parser = clap::value_parser!(u64).range(1..=1 << 24))]
     token_buckets: Vec<u64>,
     /// Sequences of a context-encoding graph.
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]

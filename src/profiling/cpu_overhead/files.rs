@@ -41,15 +41,17 @@ pub fn read(file: impl Read, batch_size: Option<u32>) -> Result<(Kind, Steps), S
 }
 
 fn read_plain(mut text: impl BufRead, batch_size: Option<u32>) -> Result<(Kind, Steps), String> {
+    let mark = "\u{feff}".as_bytes();
+    if text.fill_buf().map_err(|e| e.to_string())?.starts_with(mark) {
+        text.consume(mark.len());
+    }
     let start = String::from_utf8_lossy(text.fill_buf().map_err(|e| e.to_string())?).into_owned();
-    let first = start.trim_start_matches('\u{feff}').trim_start().chars().next();
+    let first = start.trim_start().chars().next();
     if matches!(first, Some('{')) && start.contains("\"neuron_runtime_data\"") {
         let batch = batch_size.ok_or(
             "neuron-monitor does not tell how many requests ran together; give it with --batch-sizes N",
         )?;
-        let mut all = Vec::new();
-        text.read_to_end(&mut all).map_err(|e| e.to_string())?;
-        let row = neuron_monitor::read(&String::from_utf8_lossy(&all), batch)?;
+        let row = neuron_monitor::read(text, batch)?;
         return Ok((Kind::NeuronMonitor, Steps { rows: vec![row], notes: Vec::new() }));
     }
     if matches!(first, Some('{' | '[')) {
@@ -88,6 +90,9 @@ mod tests {
         let (kind, steps) = read(monitor.as_bytes(), Some(8)).unwrap();
         assert_eq!((kind, steps.rows[0].batch_size), (Kind::NeuronMonitor, 8));
         assert!(read(monitor.as_bytes(), None).unwrap_err().contains("--batch-sizes N"));
+        // A byte-order mark, as some editors leave it, is no part of the text.
+        assert!(read(format!("\u{feff}{TRACE}").as_bytes(), None).is_ok());
+        assert!(read(format!("\u{feff}{monitor}").as_bytes(), Some(8)).is_ok());
         let log = "INFO Iteration(3): 0 context requests, 0 context tokens, 8 generation requests, 8 generation tokens, iteration elapsed time: 12.34 ms\n";
         assert!(read(log.as_bytes(), None).unwrap_err().contains("--engine-log"));
         for text in ["", "hello", "\u{feff}"] {

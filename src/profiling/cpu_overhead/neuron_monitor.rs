@@ -5,21 +5,50 @@
 
 use crate::dataset::cpu_file::OverheadRow;
 use serde_json::Value;
+use std::io::{BufRead, Read};
+
+/// The longest record: thousands of times what 16 devices of 8 cores print.
+const LONGEST_LINE: u64 = 64 << 20;
 
 /// Medians of each period in which something ran, as steps of `batch_size`; every runtime on the
 /// node counts.
 ///
 /// # Errors
 /// One line that names the line and field at fault.
-pub fn read(text: &str, batch_size: u32) -> Result<OverheadRow, String> {
+pub fn read(mut text: impl BufRead, batch_size: u32) -> Result<OverheadRow, String> {
     let mut row = OverheadRow { batch_size, ..OverheadRow::default() };
-    let mut lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).peekable();
-    while let Some((at, line)) = lines.next() {
-        let record: Value = match serde_json::from_str(line) {
+    let mut line = Vec::new();
+    // The stream never ends by itself: its last line may be half a record.
+    let mut half = None;
+    for at in 1.. {
+        line.clear();
+        let in_line = |what: String| format!("line {at}: {what}");
+        (&mut text)
+            .take(LONGEST_LINE)
+            .read_until(b'\n', &mut line)
+            .map_err(|e| in_line(e.to_string()))?;
+        if line.is_empty() {
+            break;
+        }
+        if line.len() as u64 == LONGEST_LINE {
+            return Err(in_line("longer than 64 MiB; expected a JSON object a line".into()));
+        }
+        if line.trim_ascii().is_empty() {
+            continue;
+        }
+        if let Some(fault) = half {
+            return Err(fault);
+        }
+        let record: Value = match serde_json::from_slice(&line) {
             Ok(record) => record,
-            // The stream never ends by itself: its last line may be half a record.
-            Err(e) if e.is_eof() && lines.peek().is_none() => break,
-            Err(e) => return Err(format!("line {}: not JSON: {e}", at + 1)),
+            Err(e) => {
+                let fault = in_line(format!("not JSON: {e}"));
+                if !e.is_eof() {
+                    return Err(fault);
+                }
+                half = Some(fault);
+                continue;
+            }
         };
         for runtime in record["neuron_runtime_data"].as_array().map_or(&[][..], Vec::as_slice) {
             let stats = match runtime.get("report") {
@@ -33,9 +62,7 @@ pub fn read(text: &str, batch_size: u32) -> Result<OverheadRow, String> {
                         .as_f64()
                         .filter(|s| s.is_finite() && *s >= 0.0)
                         .map(|s| Some(s * 1e3))
-                        .ok_or_else(|| {
-                            format!("line {}: {name}.p50 is {value}, expected seconds", at + 1)
-                        }),
+                        .ok_or_else(|| in_line(format!("{name}.p50 is {value}, expected seconds"))),
                 }
             };
             if let (Some(total), Some(device)) =
@@ -73,7 +100,7 @@ mod tests {
             record(r#"{"p50":0.013}"#, r#"{"p50":0.0105}"#),
             "{\"neuron_runt".into(),
         ];
-        let row = read(&text.join("\n"), 4).unwrap();
+        let row = read(text.join("\n").as_bytes(), 4).unwrap();
         assert_eq!((row.batch_size, &row.device_ms), (4, &vec![10.0, 10.5]));
         assert!(row.gap_ms.iter().all(|ms| (ms - 2.5).abs() < 1e-9), "{:?}", row.gap_ms);
     }
@@ -88,7 +115,7 @@ mod tests {
             ("{\n{}".into(), "line 1: not JSON"),
             (bad, "line 1: total_latency.p50 is \"x\""),
         ] {
-            let message = read(&text, 1).unwrap_err();
+            let message = read(text.as_bytes(), 1).unwrap_err();
             assert!(message.contains(words), "{message}");
         }
     }

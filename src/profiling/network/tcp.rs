@@ -4,7 +4,7 @@
 
 use super::ring::Effort;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
 /// Name for manifests. The number rises when a change makes it faster or slower, or the two sides no
@@ -20,6 +20,9 @@ pub const MOST_BYTES: u64 = 1 << 30;
 /// Between two looks at whether somebody is there.
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// One attempt at one address: a name may have several, some of which a firewall swallows.
+const ATTEMPT: Duration = Duration::from_secs(3);
+
 /// Executions before the first sample.
 const WARM_UP: u32 = 3;
 
@@ -32,13 +35,23 @@ pub struct Link {
 }
 
 impl Link {
-    /// Node 0: waits at `address` until node 1 comes.
+    /// Node 0: waits at the port of `address` until node 1 comes. It listens at all addresses of
+    /// this node: what the others call it by may be its loopback here (Debian's 127.0.1.1), or
+    /// belong to a router before it.
     ///
     /// # Errors
-    /// One line: the address cannot be had, or nobody came within `limit`.
+    /// One line: the port cannot be had, or nobody came within `limit`.
     pub fn listen(address: &str, limit: Duration) -> Result<Link, String> {
-        let listener = TcpListener::bind(address).map_err(|e| {
-            format!("cannot listen at {address}: {e}; give --master-addr an address of this node and a free port")
+        let port = address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+        let port = port.ok_or_else(|| {
+            format!("{address}: no port; give --master-addr as HOST:PORT of node 0")
+        })?;
+        let everywhere: [SocketAddr; 2] =
+            [(Ipv6Addr::UNSPECIFIED, port).into(), (Ipv4Addr::UNSPECIFIED, port).into()];
+        let listener = TcpListener::bind(everywhere.as_slice()).map_err(|e| {
+            format!(
+                "cannot listen at port {port}: {e}; give --master-addr a free port of this node"
+            )
         })?;
         listener.set_nonblocking(true).map_err(|e| e.to_string())?;
         let end = Instant::now() + limit;
@@ -70,8 +83,8 @@ impl Link {
                 format!("{address}: {e}; give --master-addr as HOST:PORT of node 0")
             })?;
             for place in found {
-                let left = end.saturating_duration_since(Instant::now()).max(PAUSE);
-                let link = TcpStream::connect_timeout(&place, left)
+                let left = end.saturating_duration_since(Instant::now());
+                let link = TcpStream::connect_timeout(&place, left.clamp(PAUSE, ATTEMPT))
                     .map_err(|e| e.to_string())
                     .and_then(|stream| Link::greet(stream, limit));
                 match link {

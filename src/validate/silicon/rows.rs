@@ -70,6 +70,9 @@ struct Raw {
     silicon_tpot_ms: f64,
 }
 
+/// The longest prompt or output: far beyond any model's context.
+const MOST_TOKENS: u32 = 1 << 24;
+
 /// Models whose every layer is dense, by the last part of their path without what names a
 /// checkpoint's format; and their name in the catalogue.
 const DENSE: [(&str, &str); 3] = [
@@ -123,6 +126,10 @@ fn parse(bytes: &[u8]) -> Result<Vec<Row>, String> {
         let number = |field, value: Option<u32>| {
             value.filter(|n| *n > 0).ok_or_else(|| wrong(field, "", "a number above 0"))
         };
+        let tokens = |field, n: u32| {
+            let fits = n <= MOST_TOKENS;
+            fits.then_some(n).ok_or_else(|| wrong(field, &n.to_string(), "at most 2^24 tokens"))
+        };
         rows.push(Row {
             benchmark: match raw.silicon_data_source.contains("source_file=2026-04-06.csv") {
                 true => Benchmark::InferenceX,
@@ -135,8 +142,8 @@ fn parse(bytes: &[u8]) -> Result<Vec<Row>, String> {
             weights: weights.ok_or_else(|| {
                 wrong("gemm_quant_mode", &raw.gemm_quant_mode, "fp8, fp8_block, nvfp4 or nothing")
             })?,
-            isl: raw.isl,
-            osl: raw.osl,
+            isl: tokens("isl", raw.isl)?,
+            osl: tokens("osl", raw.osl)?,
             concurrency: number("batch_size", raw.batch_size)?,
             tensor_parallel: number("tp_size", raw.tp_size)?,
             ttft_ms: raw.silicon_ttft_ms,

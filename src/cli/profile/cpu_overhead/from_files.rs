@@ -3,10 +3,9 @@
 use super::{Args, print_parts, this_run, write};
 use crate::cli::Failure;
 use crate::dataset::cpu_file::OverheadRow;
-use crate::dataset::manifest::sha256_hex;
+use crate::dataset::manifest::Hashing;
 use crate::profiling::cpu_overhead::files::{self, Kind};
 use std::collections::BTreeMap;
-use std::path::Path;
 
 /// How host and device are told apart.
 const METHOD: &str =
@@ -31,7 +30,9 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         let in_file = |message: String| Failure::user(format!("{}: {message}", path.display()));
         let file =
             std::fs::File::open(path).map_err(|e| in_file(format!("cannot be read: {e}")))?;
-        let (is, steps) = files::read(file, batch_size).map_err(in_file)?;
+        let mut file = Hashing::new(file);
+        let (is, steps) = files::read(&mut file, batch_size).map_err(in_file)?;
+        let sha256 = file.finish().map_err(|e| in_file(format!("cannot be read: {e}")))?;
         if let Some(other) = kind.filter(|&other| other != is) {
             return Err(in_file(format!(
                 "holds {}, the files before it {}; read them one kind at a time",
@@ -47,7 +48,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
             eprintln!("note: {}: {note}", path.display());
             notes.push(format!("{}: {note}", path.display()));
         }
-        sums.push(format!("{} {}", path.display(), sum(path)?));
+        sums.push(format!("{} {sha256}", path.display()));
     }
     let Some(kind) = kind else { return Err(Failure::user("--from: no file")) };
     let rows: Vec<OverheadRow> = rows.into_values().collect();
@@ -74,10 +75,4 @@ fn add(row: &mut OverheadRow, more: OverheadRow) {
     row.process_outputs_ms.extend(more.process_outputs_ms);
     row.device_ms.extend(more.device_ms);
     row.gap_ms.extend(more.gap_ms);
-}
-
-fn sum(path: &Path) -> Result<String, Failure> {
-    let bytes = std::fs::read(path)
-        .map_err(|e| Failure::user(format!("{}: cannot be read: {e}", path.display())))?;
-    Ok(sha256_hex(&bytes))
 }

@@ -177,7 +177,7 @@ impl Lane {
 
     /// How long an answer may take: samples, and what is around them.
     fn limit(&self, effort: Effort) -> Duration {
-        self.config.limit + effort.max_time
+        self.config.limit.saturating_add(effort.max_time)
     }
 }
 

@@ -133,9 +133,11 @@ pub fn steps(mut kept: Kept, batch_size: Option<u32>) -> Result<Steps, String> {
         let idle_us: f64 = idle.iter().map(|(a, b)| b - a).sum();
         let mut spent = [0.0; 4];
         let here = segments[first_segment..].iter().take_while(|(_, start, _)| *start < to);
+        let mut free = idle.as_slice();
         for &(part, start, end) in here {
+            free = &free[free.partition_point(|(_, end)| *end <= start)..];
             if let Some(at) = known.iter().position(|(p, _)| *p == part) {
-                spent[at] += overlap(&idle, start, end);
+                spent[at] += overlap(free, start, end);
             }
         }
         let row = rows.entry(batch_size).or_default();
@@ -220,8 +222,10 @@ fn idle(busy: &[(f64, f64)], from: f64, to: f64) -> Vec<(f64, f64)> {
     free
 }
 
+/// How much of `spans`, in order, lies between `start` and `end`.
 fn overlap(spans: &[(f64, f64)], start: f64, end: f64) -> f64 {
-    spans.iter().map(|(a, b)| (b.min(end) - a.max(start)).max(0.0)).sum()
+    let near = spans.iter().take_while(|(from, _)| *from < end);
+    near.map(|(a, b)| (b.min(end) - a.max(start)).max(0.0)).sum()
 }
 
 /// The innermost part at each moment, as intervals in order; `parts` by ascending start, the longer
