@@ -54,18 +54,20 @@ impl SimDuration {
         SimDuration(ns)
     }
 
-    /// Milliseconds to nanoseconds, rounded to nearest. Predicted times are finite and
-    /// non-negative (a postcondition of `predictor`); what is not, counts as zero.
+    /// Milliseconds to nanoseconds, rounded to nearest. Predicted times are non-negative (a
+    /// postcondition of `predictor`); what is not, counts as zero, and what does not fit as the most
+    /// that does, which no run survives ([`crate::sim::SimError::TooLong`]).
     pub fn from_ms(ms: f64) -> Self {
-        SimDuration(ns_from(ms * 1e6).unwrap_or(0))
+        // The cast saturates, and turns NaN into 0.
+        SimDuration((ms * 1e6).round() as u64)
     }
 
     /// Milliseconds as whole nanoseconds, cut, and what was cut off in units of 2⁻³² ns: so that
     /// many steps of the same length can be added up without the error growing with their number.
     pub fn split_ms(ms: f64) -> (Self, u32) {
         let ns = (ms * 1e6).max(0.0);
-        if !ns.is_finite() || ns >= u64::MAX as f64 {
-            return (SimDuration::ZERO, 0);
+        if ns >= u64::MAX as f64 {
+            return (SimDuration(u64::MAX), 0);
         }
         (SimDuration(ns as u64), (ns.fract() * (1_u64 << 32) as f64) as u32)
     }
@@ -151,12 +153,14 @@ mod tests {
         assert_eq!(SimDuration::from_ms(1.000_000_6).as_ns(), 1_000_001);
         assert_eq!(SimDuration::from_ms(f64::NAN), SimDuration::ZERO);
         assert_eq!(SimDuration::from_ms(-1.0), SimDuration::ZERO);
+        assert_eq!(SimDuration::from_ms(1e300).as_ns(), u64::MAX);
     }
 
     #[test]
     fn what_is_cut_off_is_kept() {
         assert_eq!(SimDuration::split_ms(1.000_000_5), (SimDuration::from_ns(1_000_000), 1 << 31));
-        assert_eq!(SimDuration::split_ms(f64::INFINITY), (SimDuration::ZERO, 0));
+        assert_eq!(SimDuration::split_ms(f64::NAN), (SimDuration::ZERO, 0));
+        assert_eq!(SimDuration::split_ms(1e300), (SimDuration::from_ns(u64::MAX), 0));
         assert_eq!(SimDuration::split_ms(-1.0), (SimDuration::ZERO, 0));
     }
 

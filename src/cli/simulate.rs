@@ -4,11 +4,9 @@ mod compare;
 mod files;
 
 use super::Failure;
-use crate::metrics::{
-    OperatorShare, OperatorTimes, RecordOptions, Recorder, RequestDetail, Summary,
-};
+use crate::metrics::{OperatorTimes, RecordOptions, Recorder, RequestDetail, Summary};
 use crate::predictor::{PredictorConfig, TableCache};
-use crate::report::text;
+use crate::report::{plots, text};
 use crate::run::{Run, RunConfig};
 use crate::sim::{Outcome, Silent, SimError};
 use crate::spec::catalog::Catalog;
@@ -119,7 +117,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
     })?;
     let stages = run.config.cluster.pipeline_parallel;
     let mut summary = Summary::of(&recorder, stages, outcome.end);
-    summary.operators = operators;
+    summary.operators = operators.as_ref().map(OperatorTimes::shares);
     let took = started.elapsed().as_secs_f64();
 
     let mut shown = headline(&run);
@@ -132,6 +130,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
     if let Some(dir) = dir {
         let wanted = files::Wanted { format: args.format, save_detailed: args.save_detailed };
         let path = files::write(&dir, &run, &recorder, &summary, wanted)
+            .and_then(|()| operators.map_or(Ok(()), |times| plots::operators(&dir, &times)))
             .and_then(|()| dir.finish())
             .map_err(Failure::user)?;
         shown.push_str(&format!("{:<12} {}\n", "written to", path.display()));
@@ -148,11 +147,11 @@ pub fn run(args: Args) -> Result<(), Failure> {
 fn execute(
     run: &Run,
     options: RecordOptions,
-) -> Result<(Outcome, Recorder, Option<Vec<OperatorShare>>), SimError> {
+) -> Result<(Outcome, Recorder, Option<OperatorTimes<'_>>), SimError> {
     if run.config.metrics.operators {
-        let times = OperatorTimes::new(&*run.cost);
+        let times = OperatorTimes::new(&*run.cost, run.config.metrics.plots);
         let (outcome, recorder, times) = run.execute_with(options, times)?;
-        return Ok((outcome, recorder, Some(times.shares())));
+        return Ok((outcome, recorder, Some(times)));
     }
     let (outcome, recorder, Silent) = run.execute_with(options, Silent)?;
     Ok((outcome, recorder, None))

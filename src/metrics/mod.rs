@@ -24,10 +24,10 @@ pub use levels::Levels;
 pub use operators::{OperatorShare, OperatorTimes};
 pub use peaks::Peaks;
 pub use record::{Figure, RequestRecord, StageSpan};
-pub use recorder::{RecordOptions, Recorder};
+pub use recorder::{Course, RecordOptions, Recorder};
 pub use replica::{KvTrack, ReplicaUse, StageUse};
 pub use sampled::{Sampled, Totals};
-pub use series::{Point, Series};
+pub use series::{Counts, Point, Series};
 pub use summary::{
     Goodput, KvUse, Latency, Level, ReplicaSummary, StageSummary, Summary, Throughput,
 };

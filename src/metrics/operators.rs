@@ -4,7 +4,8 @@ use crate::cost::{BatchShape, CostModel, StepCost};
 use crate::ids::{ReplicaId, StageId};
 use crate::sim::{Batch, Observer, Repeat, Request};
 use crate::spec::ops::Op;
-use crate::units::SimTime;
+use crate::stats::Sketch;
+use crate::units::{SimDuration, SimTime};
 use serde::Serialize;
 
 /// An observer that asks the cost model for the breakdown of every batch and adds it up.
@@ -12,6 +13,8 @@ pub struct OperatorTimes<'a> {
     cost: &'a dyn CostModel,
     /// By `Op as usize`: milliseconds, and those outside the measured range.
     totals: [(f64, f64); Op::ALL.len()],
+    /// By `Op as usize`, where asked for: nanoseconds of a batch on a stage.
+    sketches: Option<Vec<Sketch>>,
 }
 
 /// The share of one operator in a run.
@@ -28,19 +31,34 @@ pub struct OperatorShare {
 }
 
 impl<'a> OperatorTimes<'a> {
-    /// One that asks `cost`.
-    pub fn new(cost: &'a dyn CostModel) -> Self {
-        OperatorTimes { cost, totals: [(0.0, 0.0); Op::ALL.len()] }
+    /// One that asks `cost`, and keeps how times are distributed where `distributions` says so.
+    pub fn new(cost: &'a dyn CostModel, distributions: bool) -> Self {
+        let sketches = distributions.then(|| vec![Sketch::default(); Op::ALL.len()]);
+        OperatorTimes { cost, totals: [(0.0, 0.0); Op::ALL.len()], sketches }
     }
 
     fn add(&mut self, stage: StageId, batch: &BatchShape) {
+        let mut here = [0.0; Op::ALL.len()];
         for time in self.cost.stage_breakdown(stage, batch) {
             let (ms, extrapolated) = &mut self.totals[time.op as usize];
             *ms += time.ms;
+            here[time.op as usize] += time.ms;
             if time.extrapolated {
                 *extrapolated += time.ms;
             }
         }
+        for (sketch, ms) in self.sketches.iter_mut().flatten().zip(here) {
+            if ms > 0.0 {
+                sketch.add(SimDuration::from_ms(ms).as_ns());
+            }
+        }
+    }
+
+    /// Operators that took time and the distribution of their time in a batch on a stage, all its
+    /// layers together, in nanoseconds; none unless asked for.
+    pub fn distributions(&self) -> impl Iterator<Item = (Op, &Sketch)> {
+        let all = Op::ALL.into_iter().zip(self.sketches.iter().flatten());
+        all.filter(|(_, sketch)| sketch.count() > 0)
     }
 
     /// The operators that took time, longest first.
@@ -115,7 +133,7 @@ mod tests {
 
     #[test]
     fn times_are_added_up_and_sorted() {
-        let mut times = OperatorTimes::new(&Fixed);
+        let mut times = OperatorTimes::new(&Fixed, true);
         let mut batch = Batch::default();
         for decodes in [1, 2] {
             batch.shape.num_decodes = decodes;
@@ -133,5 +151,12 @@ mod tests {
             times.shares(),
             [share(Op::MlpUpProj, 8.0, 100.0 * 8.0 / 12.0, 50.0), share(Op::Add, 4.0, third, 0.0)]
         );
+        // Both additions of a batch together.
+        for (op, sketch) in times.distributions() {
+            let ms = if op == Op::Add { 2.0 } else { 4.0 };
+            assert_eq!(sketch.count(), 2, "{op:?}");
+            assert!((sketch.quantiles(3)[1] / (ms * 1e6) - 1.0).abs() < 1e-3, "{op:?}");
+        }
+        assert_eq!(times.distributions().count(), 2);
     }
 }

@@ -9,12 +9,13 @@ const SECOND_NS: u64 = 1_000_000_000;
 const OPEN_SECONDS: u64 = PUNCTUALITY.as_ns().div_ceil(SECOND_NS);
 
 /// Counts tokens by second from the first arrival, and requests in flight. Tokens may be told in
-/// any order and up to [`PUNCTUALITY`] late; memory is that of the seconds between two arrivals.
+/// any order and up to [`PUNCTUALITY`] late; memory is that of the seconds between two arrivals in
+/// which there are any.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Peaks {
     first_arrival: Option<SimTime>,
-    /// Tokens in the seconds from `base` on.
-    seconds: VecDeque<u64>,
+    /// Seconds from `base` on that have tokens, ascending, and how many.
+    seconds: VecDeque<(u64, u64)>,
     base: u64,
     /// Where `now` was last: begin and end of that second, and its place in `seconds`.
     current: (SimTime, SimTime, usize),
@@ -29,11 +30,9 @@ impl Peaks {
         let start = *self.first_arrival.get_or_insert(now);
         let second = (now.since(start).as_ns() / SECOND_NS).saturating_sub(OPEN_SECONDS);
         if self.base < second {
-            while self.base < second
-                && let Some(tokens) = self.seconds.pop_front()
-            {
+            while let Some(&(_, tokens)) = self.seconds.front().filter(|s| s.0 < second) {
                 self.most_tokens = self.most_tokens.max(tokens);
-                self.base += 1;
+                self.seconds.pop_front();
             }
             self.base = second;
             self.current = Default::default();
@@ -47,15 +46,17 @@ impl Peaks {
         if !(self.current.0..self.current.1).contains(&now) {
             self.turn_to(now);
         }
-        self.seconds[self.current.2] += tokens;
+        self.seconds[self.current.2].1 += tokens;
     }
 
     fn turn_to(&mut self, now: SimTime) {
         let start = self.first_arrival.unwrap_or_default();
         let second = now.since(start).as_ns() / SECOND_NS;
-        let at = second.saturating_sub(self.base) as usize;
-        if at >= self.seconds.len() {
-            self.seconds.resize(at + 1, 0);
+        // What is told too late counts in the first second that is open.
+        let open = second.max(self.base);
+        let at = self.seconds.partition_point(|s| s.0 < open);
+        if self.seconds.get(at).is_none_or(|s| s.0 != open) {
+            self.seconds.insert(at, (open, 0));
         }
         let begin = start + SimDuration::from_ns(second.saturating_mul(SECOND_NS));
         self.current = (begin, begin + SimDuration::from_ns(SECOND_NS), at);
@@ -73,7 +74,7 @@ impl Peaks {
 
     /// Most tokens in one of the seconds counted from the first arrival.
     pub fn max_tokens_per_s(&self) -> u64 {
-        self.seconds.iter().copied().fold(self.most_tokens, u64::max)
+        self.seconds.iter().map(|s| s.1).fold(self.most_tokens, u64::max)
     }
 
     /// Most requests between their arrival and their last token; at one instant ends come first.

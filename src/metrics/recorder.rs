@@ -7,7 +7,7 @@ use super::peaks::Peaks;
 use super::record::{RequestRecord, StageSpan};
 use super::replica::ReplicaUse;
 use super::sampled::{Sampled, Totals};
-use super::series::Series;
+use super::series::{Counts, Series};
 use super::together::{Change, Spent, Together};
 use crate::cost::{BatchShape, StepCost};
 use crate::ids::{ReplicaId, RequestId, StageId};
@@ -69,6 +69,8 @@ pub struct Recorder {
     pub kv_peak: u32,
     /// By replica.
     pub replicas: Vec<ReplicaUse>,
+    /// The course of the run; only where plots are asked for.
+    pub course: Option<Course>,
     /// Highest rate of tokens and of requests in flight.
     pub peaks: Peaks,
     options: RecordOptions,
@@ -76,6 +78,26 @@ pub struct Recorder {
     under_way: Vec<Vec<UnderWay>>,
     /// By replica.
     together: Vec<Together>,
+}
+
+/// How much has happened by when.
+#[derive(Debug, Default)]
+pub struct Course {
+    /// Requests that arrived.
+    pub arrivals: Counts,
+    /// Requests that completed.
+    pub completions: Counts,
+    /// Prompt tokens computed, at the end of their batch.
+    pub prefill_tokens: Counts,
+    /// Decode tokens computed, likewise.
+    pub decode_tokens: Counts,
+}
+
+impl Course {
+    fn ended(&mut self, now: SimTime, prefill_tokens: u64, decode_tokens: u64) {
+        self.prefill_tokens.add(now.as_ns(), prefill_tokens);
+        self.decode_tokens.add(now.as_ns(), decode_tokens);
+    }
 }
 
 /// A batch that has been formed and has not ended.
@@ -106,6 +128,7 @@ impl Recorder {
             together: replicas.iter().map(|_| Together::default()).collect(),
             replicas,
             sampled: sampled.then(Sampled::default),
+            course: options.metrics.plots.then(Course::default),
             options,
             ..Self::default()
         }
@@ -279,6 +302,9 @@ impl Observer for Recorder {
         }
         self.replicas[replica.index()].requests += 1;
         self.peaks.arrived(now);
+        if let Some(course) = &mut self.course {
+            course.arrivals.add(now.as_ns(), 1);
+        }
     }
 
     fn batch_formed(&mut self, now: SimTime, replica: ReplicaId, batch: &Batch, kv: &KvBlocks) {
@@ -344,6 +370,10 @@ impl Observer for Recorder {
         let Some(at) = under_way.iter().position(|u| u.batch == batch.id) else { return };
         let UnderWay { formed_at, spent, .. } = under_way.swap_remove(at);
         self.batches.ended(now.since(formed_at));
+        if let Some(course) = &mut self.course {
+            let (prefill, decode) = (batch.shape.num_prefill_tokens(), batch.shape.num_decodes);
+            course.ended(now, prefill, u64::from(decode));
+        }
         let ids = emitted.iter().copied();
         self.tokens(now, replica, ids, spent, |id| requests[id.index()].emitted());
         if emitted.len() < batch.len() {
@@ -392,6 +422,9 @@ impl Observer for Recorder {
             }
         }
         let n = batch.len() as u64;
+        if let Some(course) = &mut self.course {
+            repeats.iter().for_each(|repeat| course.ended(repeat.at, 0, n));
+        }
         self.batches.ended(first.at.since(formed_at));
         let count = repeats.len() as u64;
         self.num_batches += count;
@@ -427,6 +460,9 @@ impl Observer for Recorder {
             sampled.complete(id, &self.options.slo);
         }
         self.peaks.completed();
+        if let Some(course) = &mut self.course {
+            course.completions.add(now.as_ns(), 1);
+        }
     }
 
     fn settled(&mut self, now: SimTime, replica: ReplicaId, kv: &KvBlocks, _: usize) {

@@ -3,6 +3,46 @@
 /// Points that a series has at most.
 const POINTS: usize = 512;
 
+/// Intervals are this wide at first: a millisecond.
+const NARROWEST_NS: u64 = 1_000_000;
+
+/// Events counted in equal intervals from time zero, told in any order. When one falls past the
+/// last interval, neighbours are joined and the intervals become twice as wide.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Counts {
+    width_ns: u64,
+    counts: Vec<u64>,
+}
+
+impl Default for Counts {
+    fn default() -> Self {
+        Counts { width_ns: NARROWEST_NS, counts: Vec::new() }
+    }
+}
+
+impl Counts {
+    /// `events` more at `at`, in nanoseconds.
+    pub fn add(&mut self, at: u64, events: u64) {
+        while at / self.width_ns >= POINTS as u64 {
+            self.counts = self.counts.chunks(2).map(|pair| pair.iter().sum()).collect();
+            self.width_ns = self.width_ns.saturating_mul(2);
+        }
+        let at = (at / self.width_ns) as usize;
+        if at >= self.counts.len() {
+            self.counts.resize(at + 1, 0);
+        }
+        self.counts[at] += events;
+    }
+
+    /// The end of each interval in seconds, and all events before it.
+    pub fn sums(&self) -> impl Iterator<Item = (f64, u64)> + '_ {
+        self.counts.iter().zip(1_u64..).scan(0, |sum, (count, end)| {
+            *sum += count;
+            Some((self.width_ns.saturating_mul(end) as f64 / 1e9, *sum))
+        })
+    }
+}
+
 /// Mean and maximum of a level in equal intervals from time zero. When time runs past the last
 /// interval, neighbours are joined and the intervals become twice as wide.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,7 +66,7 @@ pub struct Point {
 
 impl Default for Series {
     fn default() -> Self {
-        Series { width_ns: 1_000_000, points: Vec::new(), end_ns: 0 }
+        Series { width_ns: NARROWEST_NS, points: Vec::new(), end_ns: 0 }
     }
 }
 
@@ -85,6 +125,18 @@ mod tests {
         assert_eq!(points.iter().map(|p| p.mean).collect::<Vec<_>>(), [2.0, 3.0, 4.0]);
         assert_eq!(points.iter().map(|p| p.max).collect::<Vec<_>>(), [2, 4, 4]);
         assert_eq!(points[2].start_s, 0.002);
+    }
+
+    #[test]
+    fn events_are_counted_in_whatever_order_they_are_told() {
+        let mut counts = Counts::default();
+        for (ms, events) in [(600, 2), (0, 1), (999, 4), (1, 8)] {
+            counts.add(ms * 1_000_000, events);
+        }
+        // Twice as wide than at first.
+        let sums: Vec<(f64, u64)> = counts.sums().collect();
+        assert_eq!((sums.len(), sums[0], sums[299]), (500, (0.002, 9), (0.6, 9)));
+        assert_eq!((sums[300].1, sums[499]), (11, (1.0, 15)));
     }
 
     proptest! {

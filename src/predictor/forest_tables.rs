@@ -13,8 +13,16 @@ use crate::spec::ops::{Op, OpInput};
 use crate::spec::parallel::Parallelism;
 use rayon::prelude::*;
 
-/// Name of a sheet in the cache that holds the decode table, and so on: the operator's.
+/// Operators whose sheets have several rows. Sheets are named as their operators.
 const GRIDS: [Op; 2] = [Op::AttnDecode, Op::AttnPrefill];
+
+/// Name of the sheet that holds the tokens from one column of the prefill table to the next.
+const PREFILL_STEP: &str = "attn_prefill step";
+
+/// Keys that the prefill table has at most, about: as many again take seconds and hundreds of
+/// megabytes. Contexts of 4,096 tokens and chunks of 8,192 stay below; beyond, every second chunk
+/// is asked for, or every fourth and so on.
+const MOST_PREFILL_KEYS: u64 = 1 << 20;
 
 impl Tables {
     /// Fits a forest to every operator of `profiles` and asks it for all keys up to `limits`.
@@ -28,22 +36,30 @@ impl Tables {
         limits: Limits,
     ) -> Result<Tables, PredictorError> {
         let bytes_per_token = f64::from(model.hidden_size) * model.dtype.bytes();
-        let sheets: Result<Vec<Sheet>, PredictorError> = profiles
+        let sheets: Result<Vec<(Sheet, u64)>, PredictorError> = profiles
             .ops
             .par_iter()
             .map(|samples| {
                 let keys = Keys::of(samples, limits, bytes_per_token);
                 let answers = fit_and_ask(samples, settings, &keys.inputs)?;
-                Ok(Sheet { name: samples.op.name().into(), rows: keys.rows(&answers) })
+                let rows = keys.rows(&answers);
+                Ok((Sheet { name: samples.op.name().into(), rows }, keys.step))
             })
             .collect();
-        Ok(Tables::from_sheets(sheets?))
+        let sheets = sheets?;
+        let step = sheets.iter().map(|s| s.1).max().unwrap_or(1);
+        let mut tables = Tables::from_sheets(sheets.into_iter().map(|s| s.0).collect());
+        tables.prefill_step = step;
+        Ok(tables)
     }
 
     /// Tables by the names of their operators; those without a sheet stay empty.
     pub(super) fn from_sheets(sheets: Vec<Sheet>) -> Tables {
         let mut tables = Tables::default();
         for sheet in sheets {
+            if sheet.name == PREFILL_STEP {
+                tables.prefill_step = sheet.rows.iter().flatten().map(|&step| step as u64).sum();
+            }
             let Some(op) = Op::ALL.into_iter().find(|op| op.name() == sheet.name) else { continue };
             if GRIDS.contains(&op) {
                 match op {
@@ -72,6 +88,8 @@ impl Tables {
         sheets.push(line(Op::AttnKvCacheSave, &self.kv_save));
         sheets.push(sheet(Op::AttnDecode, self.decode.clone()));
         sheets.push(sheet(Op::AttnPrefill, self.prefill.clone()));
+        let rows = vec![vec![self.prefill_step as f64]];
+        sheets.push(Sheet { name: PREFILL_STEP.into(), rows });
         sheets.push(line(Op::SendRecv, &self.send_recv));
         sheets.push(line(Op::Host, &self.host));
         sheets
@@ -90,6 +108,8 @@ struct Keys {
     inputs: Vec<OpInput>,
     /// Keys in a row; 0 where the table is one line, which begins with the entry of no tokens.
     columns: usize,
+    /// Tokens from one chunk to the next, where keys have chunks.
+    step: u64,
 }
 
 impl Keys {
@@ -102,7 +122,7 @@ impl Keys {
         let sequences = u64::from(limits.max_batch_size);
         let contexts = (most_x / KV_STEP as f64).ceil() as u64;
         let context = |step: u64| (step * KV_STEP) as f64;
-        let line = |inputs: Vec<OpInput>| Keys { inputs, columns: 0 };
+        let line = |inputs: Vec<OpInput>| Keys { inputs, columns: 0, step: 1 };
         let eighths = |most: f64, scale: f64| {
             let last = tokens.div_ceil(TOKEN_STEP).min((most / TOKEN_STEP as f64).ceil() as u64);
             let input = |i| OpInput::Tokens(((i * TOKEN_STEP) as f64 * scale) as u64);
@@ -116,15 +136,23 @@ impl Keys {
                     })
                     .collect(),
                 columns: contexts as usize + 1,
+                step: 1,
             },
             Op::AttnPrefill => {
-                let chunks = tokens.min(most_rows as u64).max(1);
-                let input = |k: u64, c: u64| OpInput::Prefill { kv: context(k), chunk: c as f64 };
+                let most = tokens.min(most_rows as u64).max(1);
+                let keys = most.saturating_mul(contexts + 1);
+                let step = keys.div_ceil(MOST_PREFILL_KEYS).next_power_of_two();
+                let chunks = most.div_ceil(step);
+                let input = |k: u64, c: u64| {
+                    let chunk = (c * step).min(most) as f64;
+                    OpInput::Prefill { kv: context(k), chunk }
+                };
                 Keys {
                     inputs: (0..=contexts)
                         .flat_map(|k| (1..=chunks).map(move |c| input(k, c)))
                         .collect(),
                     columns: chunks as usize,
+                    step,
                 }
             }
             Op::AttnKvCacheSave => {

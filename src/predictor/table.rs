@@ -75,6 +75,7 @@ pub struct TableCost {
     kv_save: Vec<f64>,
     decode: Grid,
     prefill: Grid,
+    prefill_step: u64,
     send_recv: Vec<f64>,
     /// By sequences in the batch.
     host: Vec<f64>,
@@ -126,8 +127,10 @@ pub(super) struct Tables {
     pub kv_save: Vec<f64>,
     /// Rows by sequences from 1, columns by context / [`KV_STEP`] from 0.
     pub decode: Vec<Vec<f64>>,
-    /// Rows by context / [`KV_STEP`] from 0, columns by chunk from 1.
+    /// Rows by context / [`KV_STEP`] from 0, columns by chunk / `prefill_step` from 1.
     pub prefill: Vec<Vec<f64>>,
+    /// Tokens from one column of `prefill` to the next.
+    pub prefill_step: u64,
     /// By tokens / [`TOKEN_STEP`]. Empty with one stage.
     pub send_recv: Vec<f64>,
     /// By sequences. Empty when not modelled.
@@ -210,6 +213,7 @@ impl TableCost {
             kv_save: tables.kv_save,
             decode: Grid { values: tables.decode, first_row: 1 },
             prefill: Grid { values: tables.prefill, first_row: 0 },
+            prefill_step: tables.prefill_step.max(1),
             send_recv: tables.send_recv,
             host: tables.host,
             host_stages: rules.host_stages,
@@ -241,7 +245,8 @@ impl TableCost {
             batch.prefills.iter().map(|p| u64::from(p.kv_tokens).div_ceil(KV_STEP)).sum();
         let squares: u64 = batch.prefills.iter().map(|p| u64::from(p.chunk_tokens).pow(2)).sum();
         let chunk = (squares as f64).sqrt().round_ties_even() as u64;
-        let mut found = self.prefill.look_up(context, chunk.saturating_sub(1));
+        let column = chunk.div_ceil(self.prefill_step).saturating_sub(1);
+        let mut found = self.prefill.look_up(context, column);
         if batch.prefills.len() > 1 {
             found.ms *= 1.0 + self.overhead.prefill;
         }

@@ -40,6 +40,7 @@ pub(super) fn read(
             _ => eighths(Op::SendRecv)?,
         },
         host,
+        ..Tables::default()
     })
 }
 

@@ -4,7 +4,7 @@
 
 use super::request_csv;
 use super::run_dir::{RunDir, RunDirError};
-use crate::metrics::{Distribution, Figure, Recorder, Summary};
+use crate::metrics::{Counts, Distribution, Figure, OperatorTimes, Recorder, Summary};
 use crate::stats::{self, Sketch};
 use serde_json::json;
 use std::io::Write as _;
@@ -47,7 +47,35 @@ pub fn write(dir: &RunDir, recorder: &Recorder, summary: &Summary) -> Result<(),
     cdf(dir, "batch_num_decode_tokens", &batches.decode_tokens.quantiles(POINTS))?;
     cdf(dir, "batch_execution_time", &seconds(&batches.execution))?;
     replicas(dir, summary)?;
+    if let Some(course) = &recorder.course {
+        sums(dir, "request_arrival_time_series", &course.arrivals)?;
+        sums(dir, "request_completion_time_series", &course.completions)?;
+        sums(dir, "prefill_completion_time_series", &course.prefill_tokens)?;
+        sums(dir, "decode_completion_time_series", &course.decode_tokens)?;
+    }
     kv_series(dir, recorder)
+}
+
+/// A file for each operator: its time in a batch on a stage.
+///
+/// # Errors
+/// Those of the system, with the path.
+pub fn operators(dir: &RunDir, times: &OperatorTimes<'_>) -> Result<(), RunDirError> {
+    for (op, sketch) in times.distributions() {
+        cdf(dir, op.name(), &seconds(sketch))?;
+    }
+    Ok(())
+}
+
+/// How many by when.
+fn sums(dir: &RunDir, name: &str, counts: &Counts) -> Result<(), RunDirError> {
+    dir.write(&format!("plots/{name}.csv"), |out| {
+        writeln!(out, "time,count")?;
+        for (end, sum) in counts.sums() {
+            writeln!(out, "{end},{sum}")?;
+        }
+        Ok(())
+    })
 }
 
 /// Vidur's name of the gaps between tokens.

@@ -1,9 +1,18 @@
 //! The folder of a run. Everything is written into a temporary folder beside it, which is renamed
 //! at the end: a folder with the final name is a finished run, and nothing is ever overwritten.
+//! Whoever writes one holds a lock on it, so that the next run can tell and remove what a killed one
+//! left behind.
 
 use std::fs;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Names of temporary folders begin so.
+const UNFINISHED: &str = ".unfinished-";
+
+/// A folder is locked long before it is as old as this.
+const STALE: Duration = Duration::from_secs(60);
 
 /// A folder that becomes visible under its name when [`RunDir::finish`] is called, and disappears
 /// otherwise.
@@ -11,6 +20,8 @@ use std::path::{Path, PathBuf};
 pub struct RunDir {
     target: PathBuf,
     temporary: tempfile::TempDir,
+    /// The temporary folder, locked; the system unlocks it with the end of this process.
+    _lock: fs::File,
     /// Removed again if the run is given up and nothing else is in it.
     new_parent: Option<NewFolder>,
 }
@@ -70,12 +81,16 @@ impl RunDir {
         };
         let new_parent = (!parent.exists()).then(|| NewFolder(parent.into()));
         fs::create_dir_all(parent).map_err(failed)?;
+        remove_stale(parent);
         let temporary = tempfile::Builder::new()
-            .prefix(".unfinished-")
+            .prefix(UNFINISHED)
             .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))
             .tempdir_in(parent)
             .map_err(failed)?;
-        Ok(RunDir { target: target.into(), temporary, new_parent })
+        let lock = fs::File::open(temporary.path()).map_err(failed)?;
+        // Without locks on this file system, what is here looks stale to nobody: see `remove_stale`.
+        let _ = lock.try_lock();
+        Ok(RunDir { target: target.into(), temporary, _lock: lock, new_parent })
     }
 
     /// Writes one file of the run; folders in its name are made.
@@ -123,9 +138,43 @@ impl RunDir {
     }
 }
 
+/// Removes what killed runs left in `parent`. Nothing is said when that fails: it is no fault of
+/// the run at hand.
+fn remove_stale(parent: &Path) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let old = || entry.metadata().and_then(|m| m.modified()).ok()?.elapsed().ok();
+        let ours = name.to_string_lossy().starts_with(UNFINISHED);
+        if ours
+            && old().is_some_and(|age| age > STALE)
+            && fs::File::open(entry.path()).is_ok_and(|folder| folder.try_lock().is_ok())
+        {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_killed_run_left_is_removed_and_what_is_being_written_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let living = RunDir::create(&dir.path().join("a")).unwrap();
+        let killed = dir.path().join(".unfinished-killed");
+        let fresh = dir.path().join(".unfinished-fresh");
+        for folder in [&killed, &fresh] {
+            fs::create_dir(folder).unwrap();
+            fs::write(folder.join("x"), "x").unwrap();
+        }
+        let long_ago = std::time::SystemTime::now() - Duration::from_secs(3600);
+        for folder in [living.temporary.path(), &killed] {
+            fs::File::open(folder).unwrap().set_modified(long_ago).unwrap();
+        }
+        let _next = RunDir::create(&dir.path().join("b")).unwrap();
+        assert!(living.temporary.path().exists() && fresh.exists() && !killed.exists());
+    }
 
     #[test]
     fn a_run_appears_whole_or_not_at_all() {

@@ -57,6 +57,16 @@ pub enum SimError {
         /// Its value.
         limit: u32,
     },
+    /// The simulated clock passes a hundred years.
+    #[error(
+        "after 100 years of simulated time {left} requests are not served: a step, a gap between \
+         arrivals or a think time is far too long; look at the predicted times (vidur explain) and \
+         the settings of the predictor and of arrivals"
+    )]
+    TooLong {
+        /// Requests unfinished.
+        left: usize,
+    },
     /// Nothing can happen any more and requests are left. A defect of a scheduler.
     #[error("the simulation is stuck with {left} requests unfinished; please report this")]
     Stuck {

@@ -99,6 +99,10 @@ struct ReplicaState {
 /// The end of a stage. The second field counts stage starts and breaks ties.
 type StageEnd = Reverse<(SimTime, u64, ReplicaId, StageId)>;
 
+/// No run goes beyond: a hundred years. Times past it come of inputs that are wrong by orders of
+/// magnitude, and would soon not fit the clock.
+const HORIZON: SimTime = SimTime::from_ns(100 * 365 * 24 * 3600 * 1_000_000_000);
+
 /// Steps that a replica runs ahead of the next arrival among several replicas: about as many as
 /// there are between two requests that one of them gets under load. More would mostly be taken back.
 const AHEAD: usize = 16;
@@ -200,6 +204,9 @@ impl<'a, O: Observer> Engine<'a, O> {
         while let Some(now) = self.next_instant() {
             if self.observer.enough() {
                 self.cut_short = true;
+                return;
+            }
+            if now > HORIZON {
                 return;
             }
             self.now = now;
@@ -503,11 +510,14 @@ impl<'a, O: Observer> Engine<'a, O> {
         }
     }
 
-    fn finish(self) -> Result<Outcome, SimError> {
+    fn finish(mut self) -> Result<Outcome, SimError> {
         let unfinished = self.requests.iter().filter(|r| !r.is_complete()).count();
         let left = unfinished + self.arrivals.left();
         if left > 0 && !self.cut_short {
-            return Err(SimError::Stuck { left });
+            return Err(match self.next_instant() {
+                Some(_) => SimError::TooLong { left },
+                None => SimError::Stuck { left },
+            });
         }
         self.observer.ended(self.now);
         Ok(Outcome {

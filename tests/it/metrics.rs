@@ -169,7 +169,7 @@ fn batches_have_distributions() {
 fn operator_times_add_up_to_the_busy_time() {
     let cost = LinearCost { stages: 2 };
     let config = sim_config();
-    let mut both = (Recorder::new(1, false), OperatorTimes::new(&cost));
+    let mut both = (Recorder::new(1, false), OperatorTimes::new(&cost, false));
     sim::run(&config, &cost, &workload(&[(0, 300, 20), (5, 40, 9)]), &mut both).unwrap();
     let shares = both.1.shares();
     assert_eq!(shares.len(), 1);

@@ -124,6 +124,16 @@ fn batches_operators_and_plots_are_written_when_asked_for() {
     assert!(0.0 < mean && mean < max && max < 100.0, "{mfu}");
     assert!(run.join("plots/replica_0_stage_0_busy_time_percent.json").exists());
     assert!(run.join("plots/memory_usage_time_series.csv").exists());
+    let last = |name: &str| -> u64 {
+        let text = fs::read_to_string(run.join(format!("plots/{name}_time_series.csv"))).unwrap();
+        text.lines().last().unwrap().split_once(',').unwrap().1.parse().unwrap()
+    };
+    let requests = fs::read_to_string(run.join("request_metrics.csv")).unwrap().lines().count() - 1;
+    assert_eq!(last("request_arrival"), requests as u64);
+    assert_eq!(last("request_completion"), requests as u64);
+    assert!(last("prefill_completion") > last("decode_completion"), "prompts are longer here");
+    let up = fs::read_to_string(run.join("plots/mlp_up_proj.csv")).unwrap();
+    assert!(up.starts_with("cdf,mlp_up_proj\n0,") && up.lines().count() == 102);
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! Small runs whose every number can be worked out by hand.
 
 use crate::support::{LinearCost, sim_config, workload};
+use vidur::cost::{BatchShape, CostModel, OpTime, StepCost};
+use vidur::ids::StageId;
 use vidur::metrics::{Recorder, Summary};
 use vidur::sim::{
     self, HostTime, RouterConfig, SarathiConfig, SchedulerConfig, SglangConfig, SimConfig,
@@ -103,6 +105,32 @@ fn what_could_never_finish_is_refused_before_anything_runs() {
     };
     assert!(run(&config, &[(0, 90, 9)]).is_ok());
     assert!(matches!(run(&config, &[(0, 90, 10)]), Err(SimError::RequestOverLimit { .. })));
+}
+
+/// Every step takes a year.
+struct Slow;
+
+impl CostModel for Slow {
+    fn num_stages(&self) -> u32 {
+        1
+    }
+
+    fn stage_cost(&self, _: StageId, _: &BatchShape) -> StepCost {
+        StepCost { duration: SimDuration::from_ms(3.2e10), ..StepCost::default() }
+    }
+
+    fn stage_breakdown(&self, _: StageId, _: &BatchShape) -> Vec<OpTime> {
+        Vec::new()
+    }
+}
+
+#[test]
+fn a_clock_that_passes_a_hundred_years_ends_the_run() {
+    for output in [50, 200] {
+        let mut recorder = Recorder::new(1, false);
+        let result = sim::run(&sim_config(), &Slow, &workload(&[(0, 9, output)]), &mut recorder);
+        assert_eq!(result.err(), (output == 200).then_some(SimError::TooLong { left: 1 }));
+    }
 }
 
 #[test]
