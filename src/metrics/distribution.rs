@@ -29,7 +29,7 @@ pub struct Distribution {
 impl Distribution {
     /// The distribution of `values` (any order); `None` of nothing.
     pub fn of(mut values: Vec<f64>) -> Option<Self> {
-        values.sort_by(f64::total_cmp);
+        values.sort_unstable_by(f64::total_cmp);
         let q = |q| stats::quantile_sorted(&values, q);
         Some(Distribution {
             count: values.len() as u64,

@@ -186,7 +186,7 @@ impl Recorder {
         &mut self,
         now: SimTime,
         replica: ReplicaId,
-        ids: impl ExactSizeIterator<Item = RequestId>,
+        ids: impl ExactSizeIterator<Item = RequestId> + Clone,
         spent: Spent,
         count: impl Fn(RequestId) -> u32,
     ) {
@@ -378,11 +378,8 @@ impl Observer for Recorder {
         self.tokens(now, replica, ids, spent, |id| requests[id.index()].emitted());
         if emitted.len() < batch.len() {
             // A prompt that goes on got no token.
-            let mut emitted = emitted.iter().peekable();
-            for entry in &batch.entries {
-                if emitted.next_if_eq(&&entry.request).is_some() {
-                    continue;
-                }
+            let prompts = batch.entries.iter().filter(|e| e.prefill).zip(&batch.shape.prefills);
+            for (entry, _) in prompts.filter(|(_, chunk)| !chunk.completes) {
                 if let Some(record) = find(&mut self.requests, &mut self.sampled, entry.request) {
                     record.execution += spent.execution;
                     record.host += spent.host;

@@ -70,9 +70,16 @@ impl Together {
     /// is together, in ascending order of requests. [`Together::end`] follows.
     pub(super) fn change(
         &mut self,
-        emitted: impl Iterator<Item = RequestId>,
+        emitted: impl ExactSizeIterator<Item = RequestId> + Clone,
         mut tell: impl FnMut(Change<'_>),
     ) {
+        // Mostly nothing changes, and the order in the batch is that of arrival.
+        if !self.members.is_empty()
+            && emitted.len() == self.members.len()
+            && emitted.clone().eq(self.members.iter().copied())
+        {
+            return tell(Change::Stay(&self.members));
+        }
         self.emitted.clear();
         self.emitted.extend(emitted);
         if !self.emitted.is_sorted_by(|a, b| a.0 <= b.0) {
