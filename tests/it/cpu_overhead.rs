@@ -136,7 +136,7 @@ fn profile(dir: &Path, address: &str, more: &[&str]) -> (i32, String, String) {
             "profile",
             "cpu-overhead",
             "--models",
-            "org/model",
+            "Qwen/Qwen3-0.6B",
             "--network-device",
             "box",
             "--endpoint",
@@ -158,10 +158,10 @@ fn the_host_time_that_comes_out_is_the_one_that_went_in() {
     std::fs::write(&log, "").unwrap();
     let (code, stdout, stderr) = profile(dir.path(), &address, &["--engine-log", "engine.log"]);
     assert_eq!(code, 0, "{stderr}");
-    let path = dir.path().join("data/profiling/cpu_overhead/box/org/model/cpu_overheads.csv");
+    let path = dir.path().join("data/profiling/cpu_overhead/box/Qwen/Qwen3-0.6B/cpu_overheads.csv");
     let file =
         vidur::dataset::location::ProfileFile::from_bytes("cpu", std::fs::read(path).unwrap());
-    let rows = vidur::dataset::cpu::read_cpu_overheads(&file, &["org/model"], 1).unwrap();
+    let rows = vidur::dataset::cpu::read_cpu_overheads(&file, &["Qwen/Qwen3-0.6B"], 1).unwrap();
     assert_eq!(rows.iter().map(|r| r.batch_size).collect::<Vec<_>>(), [1, 4]);
     for row in rows {
         let truth = truth(&log, row.batch_size);

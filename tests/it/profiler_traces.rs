@@ -19,7 +19,7 @@ fn import(dir: &Path, args: &[&str]) -> (i32, String, String) {
             "profile",
             "cpu-overhead",
             "--models",
-            "org/model",
+            "Qwen/Qwen3-0.6B",
             "--network-device",
             "box",
             "--from",
@@ -32,9 +32,9 @@ fn import(dir: &Path, args: &[&str]) -> (i32, String, String) {
 }
 
 fn rows(dir: &Path) -> Vec<CpuOverhead> {
-    let path = dir.join("data/profiling/cpu_overhead/box/org/model/cpu_overheads.csv");
+    let path = dir.join("data/profiling/cpu_overhead/box/Qwen/Qwen3-0.6B/cpu_overheads.csv");
     let file = ProfileFile::from_bytes("cpu", fs::read(path).unwrap());
-    read_cpu_overheads(&file, &["org/model"], 1).unwrap()
+    read_cpu_overheads(&file, &["Qwen/Qwen3-0.6B"], 1).unwrap()
 }
 
 #[test]
