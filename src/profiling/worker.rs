@@ -183,3 +183,21 @@ pub(super) fn answer(line: &str, id: u64) -> Result<Result<Value, CallError>, St
     let text = |name: &str| error[name].as_str().unwrap_or("unknown").to_owned();
     Ok(Err(CallError::Refused { kind: text("kind"), message: text("message") }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_program_needs_no_file_and_hands_itself_to_nobody() {
+        let program = "import json, os, sys\nfor line in sys.stdin:\n    id = json.loads(line)['id']\n    \
+                       seen = [__name__, os.environ.get('VIDUR_WORKER')]\n    \
+                       print(json.dumps({'id': id, 'ok': seen}), flush=True)\n";
+        let mut worker = match Worker::start(Path::new("python3"), program, None) {
+            Ok(worker) => worker,
+            Err(e) => return eprintln!("skipped: {e}"),
+        };
+        let seen = worker.call(serde_json::json!({"do": "tell"}), Duration::from_secs(60)).unwrap();
+        assert_eq!(seen, serde_json::json!(["__main__", null]));
+    }
+}
