@@ -200,7 +200,14 @@ impl Place {
             .env("PYTHONPATH", self.path().join("py"))
             .env("FAKE_TRUTH", self.path().join("truth"))
             .envs(env.iter().copied())
-            .args(["profile", "cpu-overhead", "--models", "Qwen/Qwen3-0.6B", "--network-device", "box"])
+            .args([
+                "profile",
+                "cpu-overhead",
+                "--models",
+                "Qwen/Qwen3-0.6B",
+                "--network-device",
+                "box",
+            ])
             .args(["--batch-sizes", "1,3,4", "--output-tokens", "12"])
             .args(more)
             .output()

@@ -105,6 +105,9 @@ fn the_device_that_is_measured_is_the_one_that_was_meant() {
     }
     let (code, _, stderr) = broken.run(&[&overhead[..], &["http://127.0.0.1:9"]].concat());
     assert!(code == 2 && stderr.contains("--endpoint"), "{stderr}");
+    let unknown = ["profile", "cpu-overhead", "--models", "org/model", "--network-device", "box"];
+    let (code, _, stderr) = broken.run(&unknown);
+    assert!(code == 2 && stderr.contains("--models: unknown model `org/model`"), "{stderr}");
     let gpus = Box::new().tool("nvidia-smi", &h100s(2));
     for (more, words) in [
         (&["--devices", "0,0"][..], "--devices names 0 twice"),

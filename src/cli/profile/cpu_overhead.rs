@@ -97,8 +97,7 @@ fn parse_engine_args(text: &str) -> Result<serde_json::Map<String, serde_json::V
 /// Runs `vidur profile cpu-overhead`.
 pub fn run(mut args: Args) -> Result<(), Failure> {
     let catalog = devices::open(args.data_dir.as_deref())?;
-    let model =
-        catalog.model(&args.models).map_err(|e| Failure::user(format!("--models: {e}")))?;
+    let model = catalog.model(&args.models).map_err(|e| Failure::user(format!("--models: {e}")))?;
     let split = Parallelism { tensor_parallel: args.tensor_parallel, pipeline_parallel: 1 };
     split.check(&model).map_err(|e| Failure::user(format!("--tensor-parallel: {e}")))?;
     args.models = model.name;

@@ -217,7 +217,11 @@ fn plan_text(args: &Args, model: &ModelSpec) -> String {
         .iter()
         .map(|key| format!("  tensor parallel {}: {key}\n", key.tensor_parallel))
         .collect();
-    format!("graph {}: {} graphs; nothing was written, no device was asked\n{list}", model.name, keys.len())
+    format!(
+        "graph {}: {} graphs; nothing was written, no device was asked\n{list}",
+        model.name,
+        keys.len()
+    )
 }
 
 fn profile(

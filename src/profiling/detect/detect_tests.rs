@@ -102,7 +102,8 @@ fn the_wiring_decides_the_name_and_nodes_only_refine_it() {
     let alone = detect(4, "NVIDIA H100 80GB HBM3", &|_, _| "SYS");
     assert_eq!((alone.network_device, alone.nodes), (None, Vec::new()));
     // The last of four is another part.
-    let mixed = gpus(4, "NVIDIA A100-SXM4-80GB").replace("3, NVIDIA A100-SXM4-80GB", "3, NVIDIA L4");
+    let mixed =
+        gpus(4, "NVIDIA A100-SXM4-80GB").replace("3, NVIDIA A100-SXM4-80GB", "3, NVIDIA L4");
     let pairs = |a: usize, b: usize| if a / 2 == b / 2 { "NV12" } else { "SYS" };
     let mixed = Machine::new().nvidia(&mixed, &matrix(4, pairs)).detect(None).unwrap();
     assert!(!mixed.is_alike() && mixed.nodes.is_empty() && mixed.network_device.is_none());
@@ -110,13 +111,21 @@ fn the_wiring_decides_the_name_and_nodes_only_refine_it() {
     let machine = Machine::new().nvidia(&gpus(8, "NVIDIA H100 80GB HBM3"), "");
     let found = machine.detect(None).unwrap();
     assert_eq!((found.network_device, found.unknown.len()), (None, 1));
-    assert!(found.unknown[0].ends_with("--network-device, such as h100_dgx"), "{:?}", found.unknown);
+    assert!(
+        found.unknown[0].ends_with("--network-device, such as h100_dgx"),
+        "{:?}",
+        found.unknown
+    );
     // Two instances of sixteen Trainium1 are wired differently.
     let one = r#"{"neuron_device":0,"nc_count":2,"memory_size":34359738368,"connected_to":[1]}"#;
     let machine = Machine::new().neuron_ls(&format!("echo '[{}]'", [one; 16].join(",")));
     let found = machine.detect(None).unwrap();
     assert_eq!(found.nodes, ["trn1.32xlarge", "trn1n.32xlarge"]);
-    assert!(found.unknown[0].ends_with("trn1_neuronlink or trn1n_neuronlink"), "{:?}", found.unknown);
+    assert!(
+        found.unknown[0].ends_with("trn1_neuronlink or trn1n_neuronlink"),
+        "{:?}",
+        found.unknown
+    );
 }
 
 #[test]

@@ -435,7 +435,8 @@ fn network_name(
     part: &str,
 ) -> Result<String, String> {
     let of = |wanted: &dyn Fn(&NodeSku) -> bool| {
-        let names = nodes.iter().filter(|node| wanted(node)).filter_map(|n| n.network_device.clone());
+        let names =
+            nodes.iter().filter(|node| wanted(node)).filter_map(|n| n.network_device.clone());
         names.collect::<BTreeSet<String>>()
     };
     let list = |names: BTreeSet<String>| names.into_iter().collect::<Vec<_>>().join(" or ");

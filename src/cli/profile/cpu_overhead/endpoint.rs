@@ -57,8 +57,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         Ok(driven.map(|driven| (driven, decode_steps(&iterations, batch_size))))
     };
     // Once for nothing: the engine compiles and warms up.
-    drive(1, log.as_mut())?
-        .map_err(|e| Failure::internal(format!("{e}; nothing was measured")))?;
+    drive(1, log.as_mut())?.map_err(|e| Failure::internal(format!("{e}; nothing was measured")))?;
     let mut all = Measured::default();
     for &batch_size in &sizes {
         let (driven, device_ms) = match drive(batch_size, log.as_mut())? {
@@ -70,31 +69,10 @@ pub fn run(args: &Args) -> Result<(), Failure> {
             }
         };
         let times = StepTimes { batch_size, period_ms: driven.period_ms, device_ms };
-        eprintln!(
-            "batch {batch_size}: {} steps seen, {} in the log",
-            times.period_ms.len() / batch_size as usize,
-            times.device_ms.len()
-        );
-        if let Some(note) = driven.note {
-            eprintln!("note: batch {batch_size}: {note}");
-            all.notes.push(format!("batch {batch_size}: {note}"));
-        }
-        match times.host_gaps() {
-            Ok(gap_ms) => file
-                .put(&OverheadRow {
-                    batch_size,
-                    gap_ms,
-                    device_ms: times.device_ms.clone(),
-                    transport_ms: transport_ms.clone(),
-                    ..OverheadRow::default()
-                })
-                .map_err(Failure::user)?,
-            Err(reason) => all.unlogged.push(FailedBatch { batch_size, reason }),
-        }
-        all.seen.push(times);
+        all.add(times, driven.note, &transport_ms, &mut file)?;
     }
     print_periods(&all.seen)?;
-    if args.engine_log.is_none() {
+    if args.engine_log.is_none() && !all.seen.is_empty() {
         return Err(Failure::user(
             "an endpoint alone does not tell the device's time from the host's: start vLLM with \
              --enable-logging-iteration-details --no-async-scheduling, and give its log with --engine-log; \
@@ -116,12 +94,50 @@ struct Measured {
 }
 
 impl Measured {
+    /// Tells about the steps of one batch size, and makes a row of them.
+    fn add(
+        &mut self,
+        times: StepTimes,
+        note: Option<String>,
+        transport_ms: &[f64],
+        file: &mut OverheadFile,
+    ) -> Result<(), Failure> {
+        let batch_size = times.batch_size;
+        eprintln!(
+            "batch {batch_size}: {} steps seen, {} in the log",
+            times.period_ms.len() / batch_size as usize,
+            times.device_ms.len()
+        );
+        if let Some(note) = note {
+            eprintln!("note: batch {batch_size}: {note}");
+            self.notes.push(format!("batch {batch_size}: {note}"));
+        }
+        match times.host_gaps() {
+            Ok(gap_ms) => {
+                let row = OverheadRow {
+                    batch_size,
+                    gap_ms,
+                    device_ms: times.device_ms.clone(),
+                    transport_ms: transport_ms.to_vec(),
+                    ..OverheadRow::default()
+                };
+                file.put(&row).map_err(Failure::user)?;
+            }
+            Err(reason) => self.unlogged.push(FailedBatch { batch_size, reason }),
+        }
+        self.seen.push(times);
+        Ok(())
+    }
+
+    /// Writes what there is.
+    ///
+    /// # Errors
+    /// When there is nothing: how the engine was started is the user's to mend, what it then does is not.
     fn write(mut self, file: OverheadFile) -> Result<(), Failure> {
         let nothing = |batch: &FailedBatch| {
             format!("batch {}: {}; nothing was written", batch.batch_size, batch.reason)
         };
         match (file.is_empty(), self.unlogged.first(), self.failed.first()) {
-            // How the engine was started is the user's to mend, what it then does is not.
             (true, Some(batch), _) => return Err(Failure::user(nothing(batch))),
             (true, None, Some(batch)) => return Err(Failure::internal(nothing(batch))),
             _ => self.failed.append(&mut self.unlogged),
