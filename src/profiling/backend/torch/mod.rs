@@ -174,21 +174,23 @@ impl TorchBackend {
         self.lnc
     }
 
-    /// One request for each of the first devices, all at the same time.
+    /// One request for each of the first devices, all at the same time; none, when there are too few:
+    /// they would wait for each other.
     pub fn request_each(
         &mut self,
         requests: Vec<Value>,
         effort: Effort,
     ) -> Vec<Result<Value, BackendError>> {
-        let wanted = requests.len();
+        if requests.len() > self.lanes.len() {
+            let why = self.absent.first().cloned();
+            let why = why.unwrap_or_else(|| "there are fewer devices than workers".into());
+            return requests.iter().map(|_| Err(BackendError::Lost(why.clone()))).collect();
+        }
         let mut pairs: Vec<(&mut Lane, Value)> = self.lanes.iter_mut().zip(requests).collect();
-        let mut answers = at_once(&mut pairs, |(lane, request)| {
+        at_once(&mut pairs, |(lane, request)| {
             let limit = lane.limit(effort);
             lane.request(request.take(), limit)
-        });
-        let why = || self.absent.first().map_or_else(no_lane, |a| BackendError::Lost(a.clone()));
-        answers.resize_with(wanted, || Err(why()));
-        answers
+        })
     }
 
     /// Any other request, to the first device.

@@ -190,6 +190,14 @@ fn a_device_that_fails_is_left_out_with_a_note_and_the_others_measure() {
         backend.measure_all(&shapes, EFFORT, &mut |i, result| seen[i] = Some(result.is_ok()));
         assert_eq!(seen, [Some(true); 4], "{request} {woe}");
         assert_eq!(backend.take_notes(), Vec::<String>::new());
+        if request == "hello" {
+            // Workers that wait for each other are not asked while one is missing.
+            let ask = |n: usize| vec![serde_json::json!({"do": "peaks"}); n];
+            assert!(backend.request_each(ask(1), EFFORT)[0].is_ok());
+            let answers = backend.request_each(ask(2), EFFORT);
+            let all = answers.iter().all(|a| a.as_ref().is_err_and(|e| e.to_string() == notes[0]));
+            assert!(answers.len() == 2 && all, "{answers:?}");
+        }
         // With no device left there is nothing to note.
         std::fs::write(dir.path().join(format!("cuda:1-{request}")), woe).unwrap();
         let failed = TorchBackend::new(config, &Host::detect()).and_then(|mut backend| {
