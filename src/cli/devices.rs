@@ -2,7 +2,7 @@
 
 use super::Failure;
 use super::table::{self, number, text};
-use crate::profiling::detect::{self, Detection, Kind};
+use crate::profiling::detect::{self, Detection, Device, Kind};
 use crate::profiling::tool::Tools;
 use crate::spec::catalog::{Catalog, CatalogError};
 use crate::spec::device::{DeviceSku, NodeSku, PriceKind};
@@ -117,14 +117,6 @@ fn show(catalog: &Catalog, name: &str) -> Result<(), Failure> {
 fn detected(found: &Detection) -> String {
     let count = found.devices.len();
     let first = found.devices.first();
-    let name = first.and_then(|d| d.name.clone()).unwrap_or_else(|| "device without a name".into());
-    let mut facts = vec![name];
-    if let Some(bytes) = first.and_then(|d| d.memory_bytes) {
-        facts.push(format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30)));
-    }
-    if let Some(cores) = first.and_then(|d| d.cores) {
-        facts.push(format!("{cores} {}", if cores == 1 { "core" } else { "cores" }));
-    }
     let kind = match found.backend {
         Kind::Neuron => "neuron",
         Kind::Cuda => "cuda",
@@ -133,12 +125,15 @@ fn detected(found: &Detection) -> String {
     };
     let mut lines = vec![
         ("backend", kind.to_owned()),
-        ("devices", format!("{count} x {}", facts.join(", "))),
+        ("devices", kinds(&found.devices)),
         ("driver", or_dash(first.and_then(|d| d.driver.clone()))),
         ("sku", found.sku.clone().unwrap_or_else(|| "not in the catalogue".into())),
         (
             "profiles",
-            format!("data/profiling/compute/{}/", found.store_as.as_deref().unwrap_or("?")),
+            match &found.store_as {
+                Some(name) => format!("data/profiling/compute/{name}/"),
+                None => "data/profiling/compute/, by the name that --sku gives".into(),
+            },
         ),
     ];
     if let Some(topology) = found.topology {
@@ -153,6 +148,28 @@ fn detected(found: &Detection) -> String {
     lines.extend(found.unknown.iter().map(|what| ("unknown", what.clone())));
     lines.extend(found.asked.iter().map(|a| ("asked", format!("{}: {}", a.source, a.answer))));
     lines.iter().map(|(what, text)| format!("{what:<9}{text}\n")).collect()
+}
+
+/// How many there are of each kind, and what they are.
+fn kinds(devices: &[Device]) -> String {
+    let mut kinds: Vec<(usize, &Device)> = Vec::new();
+    for device in devices {
+        match kinds.iter_mut().find(|(_, other)| other.name == device.name) {
+            Some((count, _)) => *count += 1,
+            None => kinds.push((1, device)),
+        }
+    }
+    let shown = kinds.into_iter().map(|(count, device)| {
+        let mut facts = vec![device.name.clone().unwrap_or_else(|| "device without a name".into())];
+        if let Some(bytes) = device.memory_bytes {
+            facts.push(format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30)));
+        }
+        if let Some(cores) = device.cores {
+            facts.push(format!("{cores} {}", if cores == 1 { "core" } else { "cores" }));
+        }
+        format!("{count} x {}", facts.join(", "))
+    });
+    shown.collect::<Vec<_>>().join("; ")
 }
 
 #[derive(Serialize)]

@@ -98,7 +98,7 @@ pub fn run() -> ExitCode {
             ExitCode::from(2)
         }
         Err(Failure::Internal(message)) => {
-            eprintln!("internal error: {message}");
+            eprintln!("error: {message}");
             ExitCode::from(1)
         }
     }

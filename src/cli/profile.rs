@@ -13,7 +13,7 @@ use crate::dataset::write::{ProfileFiles, TableKind, write_atomically};
 use crate::profiling::backend::{Backend, Effort, Peaks, Shape, Shard};
 use crate::profiling::host::Host;
 use crate::profiling::plan::{self, Grid, Limits};
-use crate::profiling::runner::{self, Job, Outcome};
+use crate::profiling::runner::{self, Job, Outcome, RunError};
 use crate::spec::device::DeviceSku;
 use crate::spec::model::ModelSpec;
 use crate::spec::parallel::Parallelism;
@@ -156,7 +156,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
         What::All(args) => all::run(&args),
         What::Graph(args) => graph::run(&args),
         What::Collectives(args) => collectives::run(&args),
-        What::CpuOverhead(args) => cpu_overhead::run(&args),
+        What::CpuOverhead(args) => cpu_overhead::run(args),
     }
 }
 
@@ -182,7 +182,8 @@ fn measure(
         .into_iter()
         .map(|model| job(kind, args, limits, model, &sku, &host))
         .collect::<Result<Vec<Job>, Failure>>()?;
-    let peaks = backend.peaks().map_err(Failure::user)?;
+    backend.take_notes().iter().for_each(|note| eprintln!("note: {note}"));
+    let peaks = backend.peaks().map_err(Failure::internal)?;
     if args.dry_run {
         return jobs.iter().try_for_each(|job| {
             super::table::print(&summary::plan(
@@ -197,7 +198,10 @@ fn measure(
     for job in &jobs {
         let mut reporter = Reporter::new(job);
         let outcome = runner::run(job, backend.as_mut(), peaks, &|| begin.elapsed(), &mut reporter)
-            .map_err(Failure::user)?;
+            .map_err(|e| match e {
+                RunError::Lost { .. } => Failure::internal(e),
+                _ => Failure::user(e),
+            })?;
         drop(reporter);
         if super::devices::open(args.data_dir.as_deref())?.device(&job.sku).is_err() {
             write_device(job, backend.as_ref(), peaks)?;

@@ -82,6 +82,8 @@ pub trait Observer {
     fn begin(&mut self, _pending: usize, _done: usize) {}
     /// A shard is being laid out.
     fn preparing(&mut self, _tensor_parallel: u32) {}
+    /// Something that people should know.
+    fn note(&mut self, _note: &str) {}
     /// A shape is measured once more, has failed or is left out.
     fn progress(&mut self, _progress: &Progress) {}
 }

@@ -237,6 +237,7 @@ impl<'a> Session<'a> {
                 Err(e) => error = error.take().or(Some(e)),
             }
         });
+        self.backend.take_notes().iter().for_each(|note| desk.observer.note(note));
         error.map_or(Ok(measured), Err)
     }
 
@@ -248,7 +249,9 @@ impl<'a> Session<'a> {
             TableKind::Mlp => Purpose::Mlp,
             TableKind::Attention => Purpose::Attention,
         };
-        match self.backend.prepare(shard, purpose) {
+        let prepared = self.backend.prepare(shard, purpose);
+        self.backend.take_notes().iter().for_each(|note| desk.observer.note(note));
+        match prepared {
             Ok(()) => Ok(true),
             Err(BackendError::Lost(reason)) => Err(desk.lost(reason)),
             Err(BackendError::Shape(reason)) => {

@@ -4,7 +4,7 @@
 use serde_json::Value;
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Write};
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,30 +29,13 @@ pub enum CallError {
     Dead(String),
 }
 
-/// A file with the worker's program, for as long as workers need it.
-#[derive(Debug)]
-pub struct Script {
-    file: tempfile::NamedTempFile,
-}
+/// Variable that a worker finds its program in: a file would outlive us when we are killed, and an
+/// argument would fill the list of processes.
+const VARIABLE: &str = "VIDUR_WORKER";
 
-impl Script {
-    /// Writes `program` into the system's folder for temporary files.
-    ///
-    /// # Errors
-    /// When that folder cannot be written to.
-    pub fn new(program: &str) -> Result<Script, CallError> {
-        let write = || -> std::io::Result<tempfile::NamedTempFile> {
-            let mut file =
-                tempfile::Builder::new().prefix("vidur-worker-").suffix(".py").tempfile()?;
-            file.write_all(program.as_bytes())?;
-            file.flush()?;
-            Ok(file)
-        };
-        let file = write()
-            .map_err(|e| CallError::Dead(format!("cannot write the worker's program: {e}; set TMPDIR to a folder that can be written to")))?;
-        Ok(Script { file })
-    }
-}
+/// Runs that program, and keeps it from the processes that the worker starts.
+const BOOTSTRAP: &str =
+    "import os; exec(compile(os.environ.pop('VIDUR_WORKER'), 'vidur-worker', 'exec'))";
 
 /// A running worker.
 pub struct Worker {
@@ -66,14 +49,14 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts `python` with the program. `lnc`, physical cores to a logical NeuronCore, has to be
+    /// Starts `python` with `program`. `lnc`, physical cores to a logical NeuronCore, has to be
     /// known to Neuron's runtime before it begins.
     ///
     /// # Errors
     /// When the system refuses.
-    pub fn start(python: &PathBuf, script: &Script, lnc: Option<u32>) -> Result<Worker, CallError> {
+    pub fn start(python: &Path, program: &str, lnc: Option<u32>) -> Result<Worker, CallError> {
         let mut command = Command::new(python);
-        command.arg("-u").arg(script.file.path());
+        command.args(["-u", "-c", BOOTSTRAP]).env(VARIABLE, program);
         if let Some(lnc) = lnc {
             super::tool::set_logical_cores(&mut command, lnc);
         }
@@ -199,4 +182,22 @@ pub(super) fn answer(line: &str, id: u64) -> Result<Result<Value, CallError>, St
     };
     let text = |name: &str| error[name].as_str().unwrap_or("unknown").to_owned();
     Ok(Err(CallError::Refused { kind: text("kind"), message: text("message") }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_program_needs_no_file_and_hands_itself_to_nobody() {
+        let program = "import json, os, sys\nfor line in sys.stdin:\n    id = json.loads(line)['id']\n    \
+                       seen = [__name__, os.environ.get('VIDUR_WORKER')]\n    \
+                       print(json.dumps({'id': id, 'ok': seen}), flush=True)\n";
+        let mut worker = match Worker::start(Path::new("python3"), program, None) {
+            Ok(worker) => worker,
+            Err(e) => return eprintln!("skipped: {e}"),
+        };
+        let seen = worker.call(serde_json::json!({"do": "tell"}), Duration::from_secs(60)).unwrap();
+        assert_eq!(seen, serde_json::json!(["__main__", null]));
+    }
 }

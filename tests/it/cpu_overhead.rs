@@ -8,6 +8,8 @@ use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -23,13 +25,25 @@ struct Stream {
 
 /// Serves until the test process ends; gives the address.
 fn engine(log: PathBuf, elapsed: impl Fn(Duration) -> Duration + Send + 'static) -> String {
+    engine_with(log, elapsed, usize::MAX, u32::MAX)
+}
+
+/// The same, with an error after so many `requests`, and at most so many `tokens` for each.
+fn engine_with(
+    log: PathBuf,
+    elapsed: impl Fn(Duration) -> Duration + Send + 'static,
+    requests: usize,
+    tokens: u32,
+) -> String {
+    let served = Arc::new(AtomicUsize::new(0));
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
     let (sender, streams): (Sender<Stream>, Receiver<Stream>) = channel();
     std::thread::spawn(move || {
         for socket in listener.incoming().flatten() {
-            let sender = sender.clone();
-            std::thread::spawn(move || serve(socket, &sender));
+            let (sender, served) = (sender.clone(), Arc::clone(&served));
+            let serves = move || served.fetch_add(1, Ordering::Relaxed) < requests;
+            std::thread::spawn(move || serve(socket, &sender, &serves, tokens));
         }
     });
     std::thread::spawn(move || steps(&streams, &log, elapsed));
@@ -37,7 +51,7 @@ fn engine(log: PathBuf, elapsed: impl Fn(Duration) -> Duration + Send + 'static)
 }
 
 /// Reads requests of one connection.
-fn serve(mut socket: TcpStream, engine: &Sender<Stream>) {
+fn serve(mut socket: TcpStream, engine: &Sender<Stream>, serves: &impl Fn() -> bool, most: u32) {
     socket.set_nodelay(true).unwrap();
     let mut reader = BufReader::new(socket.try_clone().unwrap());
     loop {
@@ -63,7 +77,12 @@ fn serve(mut socket: TcpStream, engine: &Sender<Stream>) {
         }
         let body: BTreeMap<String, serde_json::Value> = serde_json::from_slice(&body).unwrap();
         assert_eq!((&body["stream"], &body["model"]), (&true.into(), &"served".into()));
-        let left = body["max_tokens"].as_u64().unwrap() as u32;
+        if !serves() {
+            write!(socket, "HTTP/1.1 500 Internal Server Error\r\ncontent-length: 4\r\n\r\ndead")
+                .unwrap();
+            continue;
+        }
+        let left = (body["max_tokens"].as_u64().unwrap() as u32).min(most);
         write!(socket, "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n").unwrap();
         engine.send(Stream { socket, left, fresh: true }).unwrap();
         return;
@@ -136,7 +155,7 @@ fn profile(dir: &Path, address: &str, more: &[&str]) -> (i32, String, String) {
             "profile",
             "cpu-overhead",
             "--models",
-            "org/model",
+            "Qwen/Qwen3-0.6B",
             "--network-device",
             "box",
             "--endpoint",
@@ -158,10 +177,10 @@ fn the_host_time_that_comes_out_is_the_one_that_went_in() {
     std::fs::write(&log, "").unwrap();
     let (code, stdout, stderr) = profile(dir.path(), &address, &["--engine-log", "engine.log"]);
     assert_eq!(code, 0, "{stderr}");
-    let path = dir.path().join("data/profiling/cpu_overhead/box/org/model/cpu_overheads.csv");
+    let path = dir.path().join("data/profiling/cpu_overhead/box/Qwen/Qwen3-0.6B/cpu_overheads.csv");
     let file =
         vidur::dataset::location::ProfileFile::from_bytes("cpu", std::fs::read(path).unwrap());
-    let rows = vidur::dataset::cpu::read_cpu_overheads(&file, &["org/model"], 1).unwrap();
+    let rows = vidur::dataset::cpu::read_cpu_overheads(&file, &["Qwen/Qwen3-0.6B"], 1).unwrap();
     assert_eq!(rows.iter().map(|r| r.batch_size).collect::<Vec<_>>(), [1, 4]);
     for row in rows {
         let truth = truth(&log, row.batch_size);
@@ -196,10 +215,33 @@ fn an_engine_that_logs_launches_only_is_found_out() {
 }
 
 #[test]
+fn a_bad_answer_costs_its_batch_size_and_a_short_one_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("engine.log");
+    std::fs::write(&log, "").unwrap();
+    // One request to warm up, one for a batch of 1, and then the engine is broken.
+    let address = engine_with(log.clone(), |device| device, 2, 9);
+    let (code, stdout, stderr) = profile(dir.path(), &address, &["--engine-log", "engine.log"]);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(stderr.contains("note: batch 1: an answer came in 9 pieces instead of 24"), "{stderr}");
+    assert!(stdout.contains("batch 4 failed: http") && stdout.contains("1 rows"), "{stdout}");
+    assert!(stdout.contains("500 Internal Server Error: dead"), "{stdout}");
+    let folder = dir.path().join("data/profiling/cpu_overhead/box/Qwen/Qwen3-0.6B");
+    let manifest = std::fs::read_to_string(folder.join("cpu_overheads.manifest.json")).unwrap();
+    let manifest: serde_json::Value = serde_json::from_str(&manifest).unwrap();
+    assert_eq!(manifest["runs"][0]["failed"][0]["batch_size"], 4, "{manifest}");
+    // An engine that answers nothing is no mistake of the user's.
+    let (code, _, stderr) = profile(dir.path(), &address, &["--engine-log", "engine.log"]);
+    assert!(code == 1 && stderr.contains("nothing was measured"), "{stderr}");
+}
+
+#[test]
 fn no_engine_and_the_wrong_model_are_one_line_each() {
     let dir = tempfile::tempdir().unwrap();
     let (code, _, stderr) = profile(dir.path(), "http://127.0.0.1:9", &[]);
     assert!(code == 2 && stderr.lines().count() == 1 && stderr.contains("--endpoint"), "{stderr}");
+    let (code, _, stderr) = profile(dir.path(), "http://127.0.0.1:9", &["--tensor-parallel", "7"]);
+    assert!(code == 2 && stderr.contains("which tensor_parallel 7 does not divide"), "{stderr}");
     let address = engine(dir.path().join("log"), |device| device);
     let (code, _, stderr) = profile(dir.path(), &address, &["--served-model", "other"]);
     assert!(code == 2 && stderr.contains("serves served, not other"), "{stderr}");

@@ -200,7 +200,14 @@ impl Place {
             .env("PYTHONPATH", self.path().join("py"))
             .env("FAKE_TRUTH", self.path().join("truth"))
             .envs(env.iter().copied())
-            .args(["profile", "cpu-overhead", "--models", "org/model", "--network-device", "box"])
+            .args([
+                "profile",
+                "cpu-overhead",
+                "--models",
+                "Qwen/Qwen3-0.6B",
+                "--network-device",
+                "box",
+            ])
             .args(["--batch-sizes", "1,3,4", "--output-tokens", "12"])
             .args(more)
             .output()
@@ -210,13 +217,13 @@ impl Place {
     }
 
     fn file(&self, name: &str) -> String {
-        let folder = self.path().join("data/profiling/cpu_overhead/box/org/model");
+        let folder = self.path().join("data/profiling/cpu_overhead/box/Qwen/Qwen3-0.6B");
         fs::read_to_string(folder.join(name)).unwrap()
     }
 
     fn rows(&self) -> Vec<CpuOverhead> {
         let file = ProfileFile::from_bytes("cpu", self.file("cpu_overheads.csv"));
-        read_cpu_overheads(&file, &["org/model"], 1).unwrap()
+        read_cpu_overheads(&file, &["Qwen/Qwen3-0.6B"], 1).unwrap()
     }
 
     fn starts(&self) -> usize {

@@ -90,6 +90,37 @@ fn detection_names_the_node_and_tells_what_it_asked() {
 }
 
 #[test]
+fn the_device_that_is_measured_is_the_one_that_was_meant() {
+    let mlp = |machine: &Box, more: &[&str]| {
+        let line = ["profile", "mlp", "--models", "Qwen/Qwen3-0.6B"];
+        machine.run(&[&line[..], more].concat())
+    };
+    let broken = Box::new().tool("nvidia-smi", "echo 'NVIDIA-SMI has failed'; exit 9");
+    let graph = ["profile", "graph", "--models", "Qwen/Qwen3-0.6B"];
+    let overhead = ["profile", "cpu-overhead", "--models", "Qwen/Qwen3-0.6B", "--endpoint"];
+    let (_, text, _) = broken.run(&["devices", "--detect"]);
+    assert!(text.contains("unknown  nvidia-smi is here but says: NVIDIA-SMI has failed"), "{text}");
+    for (code, _, stderr) in [mlp(&broken, &[]), broken.run(&graph)] {
+        assert!(code == 2 && stderr.contains("--backend cpu if you mean the CPU"), "{stderr}");
+    }
+    let (code, _, stderr) = broken.run(&[&overhead[..], &["http://127.0.0.1:9"]].concat());
+    assert!(code == 2 && stderr.contains("--endpoint"), "{stderr}");
+    let unknown = ["profile", "cpu-overhead", "--models", "org/model", "--network-device", "box"];
+    let (code, _, stderr) = broken.run(&unknown);
+    assert!(code == 2 && stderr.contains("--models: unknown model `org/model`"), "{stderr}");
+    let gpus = Box::new().tool("nvidia-smi", &h100s(2));
+    for (more, words) in [
+        (&["--devices", "0,0"][..], "--devices names 0 twice"),
+        (&["--devices", "0,1", "--backend", "cpu"], "--devices numbers GPUs"),
+    ] {
+        let (code, _, stderr) = mlp(&gpus, more);
+        assert!(code == 2 && stderr.contains(words), "{stderr}");
+    }
+    let (code, _, stderr) = gpus.run(&[&graph[..], &["--devices", "0,1"]].concat());
+    assert!(code == 2 && stderr.contains("graphs are timed on one device"), "{stderr}");
+}
+
+#[test]
 fn nccl_tests_are_run_for_every_number_of_workers_and_never_twice() {
     // The time of the stand-in tells the number of devices: 10 us each.
     let perf = "while [ $# -gt 0 ]; do case $1 in -g) g=$2;; -b) b=$2;; -e) e=$2;; esac; shift; done\n\
@@ -225,7 +256,7 @@ fn files_of_others_become_rows_and_contradictions_are_refused() {
 
 /// A worker that knows graphs only, and leaves a NEFF where the compiler would.
 const GRAPH_WORKER: &str = r#"
-import json, os, sys
+import json, os, sys, time
 for line in sys.stdin:
     r = json.loads(line)
     ok = {}
@@ -237,6 +268,7 @@ for line in sys.stdin:
             os._exit(9)
         neff = os.path.join(r["workdir"], "graph.neff")
         open(neff, "w").close()
+        time.sleep(0.007)
         ok = {"ms": [5.0, 6.0, 7.0], "compile_s": 33.5, "route": "wall clock", "neff": neff}
     print(json.dumps({"id": r["id"], "ok": ok}), flush=True)
 "#;

@@ -19,7 +19,7 @@ fn import(dir: &Path, args: &[&str]) -> (i32, String, String) {
             "profile",
             "cpu-overhead",
             "--models",
-            "org/model",
+            "Qwen/Qwen3-0.6B",
             "--network-device",
             "box",
             "--from",
@@ -32,9 +32,9 @@ fn import(dir: &Path, args: &[&str]) -> (i32, String, String) {
 }
 
 fn rows(dir: &Path) -> Vec<CpuOverhead> {
-    let path = dir.join("data/profiling/cpu_overhead/box/org/model/cpu_overheads.csv");
+    let path = dir.join("data/profiling/cpu_overhead/box/Qwen/Qwen3-0.6B/cpu_overheads.csv");
     let file = ProfileFile::from_bytes("cpu", fs::read(path).unwrap());
-    read_cpu_overheads(&file, &["org/model"], 1).unwrap()
+    read_cpu_overheads(&file, &["Qwen/Qwen3-0.6B"], 1).unwrap()
 }
 
 #[test]
@@ -79,10 +79,17 @@ fn files_that_tell_nothing_are_refused_in_one_line_with_their_name() {
         (&["note.txt"], "note.txt: expected a trace"),
         (&["absent.json"], "absent.json: cannot be read"),
         (&[RECORDED, "--batch-sizes", "1,2"], "one --batch-sizes"),
+        (&[RECORDED, "--batch-sizes", "8"], "its steps are of 4 requests, none of 8"),
     ] {
         let (code, _, stderr) = import(dir.path(), args);
         assert!(code == 2 && stderr.contains(words) && stderr.lines().count() == 1, "{stderr}");
     }
+    // Whose trace it is, this machine cannot know.
+    let line = ["profile", "cpu-overhead", "--models", "Qwen/Qwen3-0.6B", "--from", RECORDED];
+    let output =
+        Command::cargo_bin("vidur").unwrap().current_dir(dir.path()).args(line).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(2) && stderr.contains("--network-device"), "{stderr}");
     assert!(!dir.path().join("data").exists());
 }
 

@@ -12,14 +12,14 @@ use super::{command_line, shown};
 use crate::dataset::cpu_file::{FailedBatch, OverheadFile, OverheadRow, OverheadRun};
 use crate::profiling::detect;
 use crate::profiling::tool::Tools;
-use crate::spec::catalog::check_model_name;
+use crate::spec::parallel::Parallelism;
 use crate::stats;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Model that the times belong to, as `vidur models` lists it.
+    /// Model that the times belong to, as `vidur models` lists it, or a .yml file.
     #[arg(long, value_name = "ORG/MODEL")]
     models: String,
     /// Python interpreter that has vLLM, which is driven unless --endpoint, --engine-log or --from is given.
@@ -57,13 +57,14 @@ pub struct Args {
     #[arg(long, num_args = 1.., value_name = "FILE", conflicts_with_all = ["endpoint", "engine_log"])]
     from: Vec<PathBuf>,
     /// Wiring of the node, or its device's name for a single device: the folder to write to
-    /// [default: as detected].
+    /// [default: as detected; --from needs it].
     #[arg(long, value_name = "NAME")]
     network_device: Option<String>,
     /// Tensor-parallel degree that the engine runs with.
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     tensor_parallel: u32,
-    /// Requests at the same time [default: 1, 2, 4 and so on to 256].
+    /// Requests at the same time [default: 1, 2, 4 and so on to 256]; with --from, one: the only steps
+    /// of a trace that are read, or what a file is of that does not tell it.
     #[arg(long, value_delimiter = ',', value_name = "N,N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     batch_sizes: Vec<u32>,
     /// Words of each prompt, about its tokens.
@@ -94,14 +95,16 @@ fn parse_engine_args(text: &str) -> Result<serde_json::Map<String, serde_json::V
 }
 
 /// Runs `vidur profile cpu-overhead`.
-pub fn run(args: &Args) -> Result<(), Failure> {
-    check_model_name(&args.models).map_err(|e| Failure::user(format!("--models: {e}")))?;
-    if !args.from.is_empty() {
-        return from_files::run(args);
-    }
-    match args.endpoint.is_some() || args.engine_log.is_some() {
-        true => endpoint::run(args),
-        false => offline::run(args),
+pub fn run(mut args: Args) -> Result<(), Failure> {
+    let catalog = devices::open(args.data_dir.as_deref())?;
+    let model = catalog.model(&args.models).map_err(|e| Failure::user(format!("--models: {e}")))?;
+    let split = Parallelism { tensor_parallel: args.tensor_parallel, pipeline_parallel: 1 };
+    split.check(&model).map_err(|e| Failure::user(format!("--tensor-parallel: {e}")))?;
+    args.models = model.name;
+    match (args.from.is_empty(), args.endpoint.is_some() || args.engine_log.is_some()) {
+        (false, _) => from_files::run(&args),
+        (true, true) => endpoint::run(&args),
+        (true, false) => offline::run(&args),
     }
 }
 
@@ -142,6 +145,11 @@ impl Args {
         }
         let catalog = devices::open(self.data_dir.as_deref())?;
         let found = detect::detect(&Tools::system(), &catalog, None).map_err(Failure::user)?;
+        if let Some(doubt) = found.doubt {
+            return Err(Failure::user(format!(
+                "{doubt}; say with --network-device where the engine runs"
+            )));
+        }
         found.network_device.or(found.store_as).ok_or_else(|| {
             Failure::user(
                 "the catalogue has no name for this machine; give --network-device (`vidur devices --detect` tells more)",

@@ -18,7 +18,7 @@ pub struct DeviceArgs {
     /// What to measure with.
     #[arg(long, value_enum, default_value_t = BackendKind::Auto)]
     pub backend: BackendKind,
-    /// Devices to measure on at the same time, one worker each (torch) [default: 0].
+    /// GPUs to measure on at the same time, one worker each [default: 0].
     #[arg(long, value_delimiter = ',', value_name = "N,N")]
     pub devices: Vec<u32>,
     /// Python interpreter that has torch.
@@ -30,9 +30,10 @@ pub struct DeviceArgs {
     /// Use torch's own kernels only, also where flashinfer, flash-attn or vLLM are installed.
     #[arg(long)]
     pub plain_kernels: bool,
-    /// How long one answer of a worker may take, compiling and laying out included.
-    #[arg(long, default_value = "10m", value_name = "TIME", value_parser = crate::cli::profile::parse_limit)]
-    pub worker_timeout: Duration,
+    /// How long one answer of a worker may take beside the time that sampling takes; starting,
+    /// compiling and laying out included [default: 10m; 1h to compile a graph].
+    #[arg(long, value_name = "TIME", value_parser = crate::cli::profile::parse_limit)]
+    pub worker_timeout: Option<Duration>,
     /// Threads of the kernels on CPUs [default: one per physical core].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub threads: Option<u32>,
@@ -45,7 +46,7 @@ pub struct DeviceArgs {
 pub enum BackendKind {
     /// The best device that is here: NVIDIA or AMD through torch, else the CPU.
     Auto,
-    /// The CPU, with kernels of our own.
+    /// The CPU, with kernels of our own; graphs through torch.
     Cpu,
     /// Torch, on the GPU where there is one, else on the CPU.
     Torch,
@@ -76,6 +77,9 @@ pub struct Chosen {
     pub sku: String,
 }
 
+/// How long an answer may take unless told otherwise: kernels may compile at their first use.
+const WORKER_LIMIT: Duration = Duration::from_secs(600);
+
 /// Finds the device and starts what measures on it.
 pub fn open(args: &DeviceArgs, data_dir: Option<&Path>, host: &Host) -> Result<Chosen, Failure> {
     let found = match args.backend {
@@ -87,6 +91,9 @@ pub fn open(args: &DeviceArgs, data_dir: Option<&Path>, host: &Host) -> Result<C
         }
     };
     let kind = found.as_ref().map_or(Kind::Cpu, |found| found.backend);
+    if let Some(doubt) = found.as_ref().and_then(|found| found.doubt.as_deref()) {
+        about_doubt(args.backend, doubt)?;
+    }
     match (args.backend, kind) {
         (BackendKind::Neuron, _) | (BackendKind::Auto, Kind::Neuron) => Err(Failure::user(
             "Neuron devices run whole graphs, not single operators: use `vidur profile graph`, or \
@@ -94,8 +101,13 @@ pub fn open(args: &DeviceArgs, data_dir: Option<&Path>, host: &Host) -> Result<C
         )),
         (BackendKind::Cpu, _) | (BackendKind::Auto, Kind::Cpu) => native(args, host),
         (_, Kind::Cuda | Kind::Rocm) => {
-            let sku = found.and_then(|found| found.store_as).unwrap_or_else(|| "gpu".into());
-            torch(args, host, "cuda", sku)
+            let sku = found.as_ref().and_then(|found| found.store_as.clone());
+            let mut chosen = torch(args, host, "cuda", sku.unwrap_or_else(|| "gpu".into()))?;
+            if found.is_some_and(|found| !found.is_alike()) {
+                // CUDA counts devices in another order than the driver's tool.
+                chosen.sku = detect::nvidia::store_as(&chosen.backend.device().name);
+            }
+            Ok(chosen)
         }
         (_, Kind::Cpu | Kind::Neuron) => {
             let sku = host.sku(args.threads.unwrap_or(host.cores));
@@ -104,36 +116,70 @@ pub fn open(args: &DeviceArgs, data_dir: Option<&Path>, host: &Host) -> Result<C
     }
 }
 
+/// The CPU stands in for an accelerator only where it is asked for.
+///
+/// # Errors
+/// When whoever typed the command may have meant another device.
+pub fn about_doubt(backend: BackendKind, doubt: &str) -> Result<(), Failure> {
+    match backend {
+        BackendKind::Auto => Err(Failure::user(format!(
+            "{doubt}; mend it, or give --backend cpu if you mean the CPU"
+        ))),
+        BackendKind::Torch => {
+            eprintln!("note: {doubt}; measuring on the CPU");
+            Ok(())
+        }
+        BackendKind::Cpu | BackendKind::Neuron => Ok(()),
+    }
+}
+
 fn native(args: &DeviceArgs, host: &Host) -> Result<Chosen, Failure> {
+    numbers(args, "cpu")?;
     let backend = CpuBackend::new(host, args.threads, args.seed).map_err(Failure::user)?;
     let sku = host.sku(backend.device().threads);
     Ok(Chosen { backend: Box::new(backend), sku })
 }
 
 fn torch(args: &DeviceArgs, host: &Host, kind: &str, sku: String) -> Result<Chosen, Failure> {
-    let config = torch_config(args, host, kind);
+    let config = torch_config(args, host, kind)?;
     let backend = TorchBackend::new(config, host).map_err(Failure::user)?;
     Ok(Chosen { backend: Box::new(backend), sku })
 }
 
+/// The numbers of the devices to measure on.
+fn numbers<'a>(args: &'a DeviceArgs, kind: &str) -> Result<&'a [u32], Failure> {
+    let numbers = match args.devices.as_slice() {
+        [] => &[0],
+        given => given,
+    };
+    if kind != "cuda" && numbers != [0] {
+        return Err(Failure::user("--devices numbers GPUs, and this is none; leave it out"));
+    }
+    let twice = numbers.iter().enumerate().find(|(i, n)| numbers[..*i].contains(n));
+    match twice {
+        Some((_, n)) => Err(Failure::user(format!(
+            "--devices names {n} twice: two workers on one device would slow each other down"
+        ))),
+        None => Ok(numbers),
+    }
+}
+
 /// How workers of `kind` (`cpu`, `cuda`, `neuron`) are run.
-pub fn torch_config(args: &DeviceArgs, host: &Host, kind: &str) -> TorchConfig {
-    let numbers = if args.devices.is_empty() { &[0][..] } else { &args.devices };
+pub fn torch_config(args: &DeviceArgs, host: &Host, kind: &str) -> Result<TorchConfig, Failure> {
+    let numbers = numbers(args, kind)?;
     let device = |n: &u32| match kind {
         "cuda" => format!("cuda:{n}"),
         other => other.to_owned(),
     };
-    let workers = numbers.len() as u32;
-    let threads = args.threads.unwrap_or((host.cores / workers).max(1));
-    TorchConfig {
+    Ok(TorchConfig {
         python: args.python.clone(),
         devices: numbers.iter().map(device).collect(),
         dtype: args.dtype.map(Dtype::from),
-        threads: (kind != "cuda").then_some(threads),
+        threads: (kind != "cuda").then_some(args.threads.unwrap_or(host.cores)),
         cache_bytes: host.last_level_cache_bytes,
         plain_kernels: args.plain_kernels,
-        limit: args.worker_timeout,
+        limit: args.worker_timeout.unwrap_or(WORKER_LIMIT),
         seed: args.seed,
         lnc: None,
-    }
+    })
 }

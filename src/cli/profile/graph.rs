@@ -2,7 +2,7 @@
 
 use super::super::Failure;
 use super::super::table::{self, number, render, text, window_width};
-use super::device::{BackendKind, DeviceArgs, torch_config};
+use super::device::{BackendKind, DeviceArgs, about_doubt, torch_config};
 use super::{Common, command_line, shown};
 use crate::cli::devices;
 use crate::dataset::graph::{GraphKey, GraphTable};
@@ -73,7 +73,7 @@ pub struct Args {
     dry_run: bool,
 }
 
-/// A compiler may take this long for one graph.
+/// A compiler may take this long for one graph, unless told otherwise.
 const COMPILE_LIMIT: Duration = Duration::from_secs(3600);
 
 /// The graphs of one model.
@@ -89,7 +89,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     measured(args)?.iter().try_for_each(|done| {
         // A file with nothing in it is no file.
         match (done.file.medians().next(), done.failed.first()) {
-            (None, Some(first)) => Err(Failure::user(format!(
+            (None, Some(first)) => Err(Failure::internal(format!(
                 "nothing could be measured: {}: {}",
                 first.shape, first.reason
             ))),
@@ -128,6 +128,8 @@ pub(super) fn for_all(
         force: common.force,
         dry_run: common.dry_run,
     })
+    // Whoever's fault it is: the rest of the command goes on and tells it.
+    .map_err(|(Failure::User(why) | Failure::Internal(why))| Failure::User(why))
 }
 
 fn measured(args: &Args) -> Result<Vec<Done>, Failure> {
@@ -148,6 +150,9 @@ fn measured(args: &Args) -> Result<Vec<Done>, Failure> {
     let host = Host::detect();
     let found = detect::detect(&Tools::system(), &catalog, wanted(args.device.backend))
         .map_err(Failure::user)?;
+    if let Some(doubt) = &found.doubt {
+        about_doubt(args.device.backend, doubt)?;
+    }
     let kind = match found.backend {
         Kind::Neuron => "neuron",
         Kind::Cuda | Kind::Rocm => "cuda",
@@ -157,9 +162,10 @@ fn measured(args: &Args) -> Result<Vec<Done>, Failure> {
         Some(sku) => sku.clone(),
         None => sku_of(&found, &host, args)?,
     };
-    let mut config = torch_config(&args.device, &host, kind);
-    config.devices.truncate(1);
-    config.limit = config.limit.max(COMPILE_LIMIT);
+    let mut config = torch_config(&args.device, &host, kind)?;
+    if config.devices.len() > 1 {
+        return Err(Failure::user("--devices: graphs are timed on one device; give one number"));
+    }
     let told = found.devices.first().and_then(|device| device.logical_core_config);
     config.lnc = args.lnc.or(told).filter(|_| kind == "neuron");
     let mut backend = TorchBackend::new(config, &host).map_err(Failure::user)?;
@@ -211,7 +217,11 @@ fn plan_text(args: &Args, model: &ModelSpec) -> String {
         .iter()
         .map(|key| format!("  tensor parallel {}: {key}\n", key.tensor_parallel))
         .collect();
-    format!("graph {}: {} graphs; nothing was written\n{list}", model.name, keys.len())
+    format!(
+        "graph {}: {} graphs; nothing was written, no device was asked\n{list}",
+        model.name,
+        keys.len()
+    )
 }
 
 fn profile(
@@ -237,8 +247,9 @@ fn profile(
             pending.len()
         );
     }
+    let limit = args.device.worker_timeout.unwrap_or(COMPILE_LIMIT);
     let mut tools = Tools::system();
-    tools.deadline = COMPILE_LIMIT;
+    tools.deadline = limit;
     let now = || humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
     let (started, mut rows, mut failed) = (now(), 0, Vec::new());
     let effort = Effort {
@@ -250,14 +261,14 @@ fn profile(
         eprintln!("graph {}: {} of {}, {key}", model.name, i + 1, pending.len());
         let folder = Folder::new(args.keep_graphs.as_deref(), model, *key)?;
         let shard = Shard { model: model.clone(), tensor_parallel: key.tensor_parallel };
-        match graph::measure(backend, &shard, *key, effort, folder.path(), neuron.then_some(&tools))
-        {
+        let tools = neuron.then_some(&tools);
+        match graph::measure(backend, &shard, *key, effort, folder.path(), limit, tools) {
             Ok(row) => {
                 file.put(*key, &row);
                 rows += 1;
             }
             Err(BackendError::Lost(reason)) => {
-                return Err(Failure::user(format!(
+                return Err(Failure::internal(format!(
                     "{reason}; {rows} rows are kept, the same command goes on from there"
                 )));
             }

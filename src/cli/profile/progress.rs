@@ -65,6 +65,10 @@ impl Observer for Reporter {
         }
     }
 
+    fn note(&mut self, note: &str) {
+        self.line(note);
+    }
+
     fn progress(&mut self, progress: &Progress) {
         if let Fate::Failed(reason) = &progress.fate {
             self.line(&format!("{} failed: {reason}", progress.shape));

@@ -189,6 +189,11 @@ pub trait Backend {
         1
     }
 
+    /// What happened since this was asked last that people should know: a device that is left out.
+    fn take_notes(&mut self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Measures each of `shapes`, up to [`Backend::lanes`] at a time, and tells `done` the index and
     /// the result of each as soon as it is there.
     fn measure_all(

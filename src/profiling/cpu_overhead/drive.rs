@@ -16,12 +16,20 @@ pub struct Drive {
     pub first_number: u64,
 }
 
-/// Sends `drive.batch_size` requests at once and gives the milliseconds between tokens while all of
-/// them decode.
+/// What came of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Driven {
+    /// Milliseconds between tokens while all requests decode.
+    pub period_ms: Vec<f64>,
+    /// What is odd about the answers.
+    pub note: Option<String>,
+}
+
+/// Sends `drive.batch_size` requests at once and watches them decode.
 ///
 /// # Errors
 /// One line: a request failed, or they never decoded together.
-pub fn periods(endpoint: &Endpoint, drive: Drive) -> Result<Vec<f64>, String> {
+pub fn periods(endpoint: &Endpoint, drive: Drive) -> Result<Driven, String> {
     let streams: Vec<Result<Arrivals, String>> = std::thread::scope(|scope| {
         let start = |i: u32| {
             let prompt = Prompt {
@@ -38,11 +46,26 @@ pub fn periods(endpoint: &Endpoint, drive: Drive) -> Result<Vec<f64>, String> {
         threads.into_iter().map(end).collect()
     });
     let streams = streams.into_iter().collect::<Result<Vec<Arrivals>, String>>()?;
-    together(&streams).ok_or_else(|| {
+    let note = short(&streams, drive.output_tokens);
+    match together(&streams) {
+        Some(period_ms) => Ok(Driven { period_ms, note }),
+        None => Err(note.unwrap_or_else(|| {
+            format!(
+                "the requests never decoded together; raise --output-tokens, and check that the \
+                 engine admits {} sequences",
+                drive.batch_size
+            )
+        })),
+    }
+}
+
+/// What to say of answers that came in fewer pieces than `tokens`.
+fn short(streams: &[Arrivals], tokens: u32) -> Option<String> {
+    let least = streams.iter().map(Vec::len).min()?;
+    (least < tokens as usize).then(|| {
         format!(
-            "batch {}: the requests never decoded together; raise --output-tokens, and check that the \
-             engine admits {} sequences",
-            drive.batch_size, drive.batch_size
+            "an answer came in {least} pieces instead of {tokens}: the engine ended it early (has it \
+             ignore_eos and min_tokens?), or sends several tokens at a time, which makes periods too long"
         )
     })
 }
@@ -83,5 +106,8 @@ mod tests {
         assert_eq!(together(&[stream(0, 5), stream(50, 5)]), None);
         assert_eq!(together(&[stream(0, 5), Vec::new()]), None);
         assert_eq!(together(&[]), None);
+        assert_eq!(short(&[stream(0, 20), stream(0, 20)], 20), None);
+        let note = short(&[stream(0, 20), stream(0, 9)], 20).unwrap();
+        assert!(note.contains("9 pieces instead of 20"), "{note}");
     }
 }

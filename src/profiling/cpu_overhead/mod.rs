@@ -39,13 +39,12 @@ impl StepTimes {
     /// One sentence that says what is missing.
     pub fn host_gaps(&self) -> Result<Vec<f64>, String> {
         let n = self.batch_size;
-        let period = stats::median(&self.period_ms)
-            .ok_or_else(|| format!("batch {n}: no steps were seen"))?;
+        let period = stats::median(&self.period_ms).ok_or("no steps were seen")?;
         let device = stats::median(&self.device_ms)
-            .ok_or_else(|| format!("batch {n}: the log has no step of {n} generation requests"))?;
+            .ok_or_else(|| format!("the log has no step of {n} generation requests"))?;
         if device < LAUNCH_ONLY * period {
             return Err(format!(
-                "batch {n}: the log says {device:.2} ms of a step of {period:.2} ms: the engine logs \
+                "the log says {device:.2} ms of a step of {period:.2} ms: the engine logs \
                  launches, not steps; start it without asynchronous scheduling (vLLM: \
                  --no-async-scheduling)"
             ));

@@ -4,7 +4,7 @@
 //! started again.
 
 use crate::dataset::cpu_file::OverheadRow;
-use crate::profiling::worker::{CallError, Script, Worker};
+use crate::profiling::worker::{CallError, Worker};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -82,7 +82,6 @@ pub struct EngineInfo {
 /// See the module.
 pub struct OfflineEngine {
     config: OfflineConfig,
-    script: Script,
     worker: Option<Worker>,
     info: EngineInfo,
     deaths: u32,
@@ -90,13 +89,8 @@ pub struct OfflineEngine {
 
 impl OfflineEngine {
     /// Nothing is started yet.
-    ///
-    /// # Errors
-    /// When the driver's program cannot be written.
-    pub fn new(config: OfflineConfig) -> Result<OfflineEngine, OfflineError> {
-        let script = Script::new(PROGRAM).map_err(|e| OfflineError::Lost(e.to_string()))?;
-        let info = EngineInfo::default();
-        Ok(OfflineEngine { config, script, worker: None, info, deaths: 0 })
+    pub fn new(config: OfflineConfig) -> OfflineEngine {
+        OfflineEngine { config, worker: None, info: EngineInfo::default(), deaths: 0 }
     }
 
     /// Name and version of the vLLM that the interpreter imports, without starting an engine.
@@ -104,7 +98,7 @@ impl OfflineEngine {
     /// # Errors
     /// [`OfflineError::Absent`] when there is none.
     pub fn probe(&self) -> Result<String, OfflineError> {
-        let mut worker = Worker::start(&self.config.python, &self.script, None)
+        let mut worker = Worker::start(&self.config.python, PROGRAM, None)
             .map_err(|e| OfflineError::Absent(e.to_string()))?;
         let request = json!({"do": "hello", "protocol": PROTOCOL, "probe": true});
         let reply = worker.call(request, self.config.limit).map_err(|e| match e {
@@ -161,7 +155,7 @@ impl OfflineEngine {
             "seed": config.seed,
         });
         let limit = config.limit;
-        let started = Worker::start(&config.python, &self.script, None)
+        let started = Worker::start(&config.python, PROGRAM, None)
             .and_then(|mut worker| worker.call(request, limit).map(|reply| (worker, reply)));
         let (worker, reply) = started.map_err(|e| match self.failed(e) {
             // An engine that never started has no batch size to blame.

@@ -87,6 +87,48 @@ fn pairs_cards_and_single_devices_get_their_wiring() {
 }
 
 #[test]
+fn the_wiring_decides_the_name_and_nodes_only_refine_it() {
+    let detect = |n: usize, name: &str, link: &dyn Fn(usize, usize) -> &'static str| {
+        Machine::new().nvidia(&gpus(n, name), &matrix(n, link)).detect(None).unwrap()
+    };
+    // Half of a switched node; the catalogue's node of four is paired.
+    for (name, wiring) in
+        [("NVIDIA H100 80GB HBM3", "h100_dgx"), ("NVIDIA A100-SXM4-80GB", "a100_dgx")]
+    {
+        let found = detect(4, name, &|_, _| "NV12");
+        assert_eq!(found.network_device.as_deref(), Some(wiring));
+        assert_eq!((found.nodes, found.unknown), (Vec::new(), Vec::<String>::new()));
+    }
+    let alone = detect(4, "NVIDIA H100 80GB HBM3", &|_, _| "SYS");
+    assert_eq!((alone.network_device, alone.nodes), (None, Vec::new()));
+    // The last of four is another part.
+    let mixed =
+        gpus(4, "NVIDIA A100-SXM4-80GB").replace("3, NVIDIA A100-SXM4-80GB", "3, NVIDIA L4");
+    let pairs = |a: usize, b: usize| if a / 2 == b / 2 { "NV12" } else { "SYS" };
+    let mixed = Machine::new().nvidia(&mixed, &matrix(4, pairs)).detect(None).unwrap();
+    assert!(!mixed.is_alike() && mixed.nodes.is_empty() && mixed.network_device.is_none());
+    // No matrix: the nodes are an example, no answer.
+    let machine = Machine::new().nvidia(&gpus(8, "NVIDIA H100 80GB HBM3"), "");
+    let found = machine.detect(None).unwrap();
+    assert_eq!((found.network_device, found.unknown.len()), (None, 1));
+    assert!(
+        found.unknown[0].ends_with("--network-device, such as h100_dgx"),
+        "{:?}",
+        found.unknown
+    );
+    // Two instances of sixteen Trainium1 are wired differently.
+    let one = r#"{"neuron_device":0,"nc_count":2,"memory_size":34359738368,"connected_to":[1]}"#;
+    let machine = Machine::new().neuron_ls(&format!("echo '[{}]'", [one; 16].join(",")));
+    let found = machine.detect(None).unwrap();
+    assert_eq!(found.nodes, ["trn1.32xlarge", "trn1n.32xlarge"]);
+    assert!(
+        found.unknown[0].ends_with("trn1_neuronlink or trn1n_neuronlink"),
+        "{:?}",
+        found.unknown
+    );
+}
+
+#[test]
 fn what_the_catalogue_lacks_is_said() {
     let machine =
         Machine::new().nvidia(&gpus(2, "NVIDIA GeForce RTX 3090"), &matrix(2, |_, _| "PHB"));
@@ -114,6 +156,11 @@ fn a_driver_that_does_not_answer_is_no_device() {
     script(machine.bin.path(), "nvidia-smi", &format!("echo \"{words}\"; exit 9"));
     let found = machine.detect(None).unwrap();
     assert_eq!(found.backend, Kind::Cpu);
+    let doubt = found.doubt.unwrap();
+    assert_eq!(doubt, format!("nvidia-smi is here but says: {words} (exit code 9)"));
+    assert!(found.unknown[0].starts_with(&doubt), "{:?}", found.unknown);
+    assert_eq!(machine.detect(Some(Kind::Cpu)).unwrap().doubt, None);
+    assert_eq!(Machine::new().detect(None).unwrap().doubt, None);
     assert!(
         found.asked.iter().any(|a| a.answer == format!("{words} (exit code 9)")),
         "{:?}",

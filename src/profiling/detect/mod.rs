@@ -11,6 +11,7 @@ use super::tool::{ToolError, Tools};
 use crate::spec::catalog::{Catalog, CatalogError};
 use crate::spec::device::NodeSku;
 use serde::Serialize;
+use std::collections::BTreeSet;
 use topology::Topology;
 
 /// Kinds of device, in the order in which they are looked for.
@@ -46,6 +47,9 @@ pub struct Detection {
     pub nodes: Vec<String>,
     /// What is not known, and what to do about it.
     pub unknown: Vec<String>,
+    /// Why the CPU may not be what is meant: tools of accelerators are here and show none.
+    #[serde(skip)]
+    pub doubt: Option<String>,
     /// What was asked, in order, and what it answered.
     pub asked: Vec<Asked>,
 }
@@ -75,6 +79,22 @@ pub struct Asked {
     pub source: String,
     /// What came of it.
     pub answer: String,
+    /// Whether that says that something is broken: the tool is here, and shows no device.
+    #[serde(skip)]
+    broken: bool,
+}
+
+impl Asked {
+    /// What came of asking an installed tool, or of looking.
+    fn new(source: &str, answer: impl Into<String>) -> Asked {
+        Asked { source: source.into(), answer: answer.into(), broken: false }
+    }
+
+    /// What a tool that may not be installed said when it showed no device.
+    fn without_device(tools: &Tools, tool: &str, arguments: &str, answer: String) -> Asked {
+        let broken = tools.find(tool).is_some();
+        Asked { source: format!("{tool} {arguments}"), answer, broken }
+    }
 }
 
 /// Looks at this machine through `tools`; only for `kind`, if one is given.
@@ -125,7 +145,8 @@ struct Found {
     devices: Vec<Device>,
     sku: Result<String, String>,
     store_as: Option<String>,
-    topology: Option<Topology>,
+    /// Or why it cannot be told.
+    topology: Result<Topology, String>,
     instance: Option<String>,
     unknown: Vec<String>,
 }
@@ -145,35 +166,38 @@ fn neuron_devices(tools: &Tools, asked: &mut Vec<Asked>) -> Option<Found> {
         Ok(devices) if !devices.is_empty() => (devices, "neuron-ls"),
         other => {
             let answer = other.err().unwrap_or_else(|| "no devices".into());
-            asked.push(Asked { source: "neuron-ls -j".into(), answer });
+            asked.push(Asked::without_device(tools, "neuron-ls", "-j", answer));
             (neuron::from_sysfs(&tools.sys), "the kernel")
         }
     };
     if devices.is_empty() {
         return None;
     }
-    let answer = format!("{} devices", devices.len());
-    asked.push(Asked { source: source.into(), answer });
+    asked.push(Asked::new(source, format!("{} devices", devices.len())));
     let mut devices = devices;
     if devices[0].instance_type.is_none() && tools.find("neuron-monitor").is_some() {
         // Old SDKs tell it here only.
         let record = tools.watch("neuron-monitor", MONITOR_LIMIT, neuron::monitored_instance);
         let answer = record.as_ref().map_or_else(ToString::to_string, String::clone);
-        asked.push(Asked { source: "neuron-monitor".into(), answer });
+        asked.push(Asked::new("neuron-monitor", answer));
         devices[0].instance_type = record.ok();
     }
     let sku = neuron::sku(&devices).map(str::to_owned);
     let instance = devices[0].instance_type.clone();
     let devices = devices.iter().map(|device| Device {
         index: device.index,
-        name: instance.as_ref().map(|instance| format!("Neuron device of {instance}")),
+        name: Some(match &instance {
+            Some(instance) => format!("Neuron device of {instance}"),
+            None => "Neuron device".into(),
+        }),
         memory_bytes: device.memory_bytes,
         cores: Some(device.cores),
         logical_core_config: device.logical_core_config,
         driver: None,
     });
-    let devices = devices.collect();
-    let (store_as, topology, unknown) = (None, None, Vec::new());
+    let devices: Vec<Device> = devices.collect();
+    let topology = Ok(if devices.len() == 1 { Topology::Single } else { Topology::Neuronlink });
+    let (store_as, unknown) = (None, Vec::new());
     Some(Found { backend: Kind::Neuron, devices, sku, store_as, topology, instance, unknown })
 }
 
@@ -187,17 +211,20 @@ fn nvidia_devices(tools: &Tools, asked: &mut Vec<Asked>) -> Option<Found> {
         true => query(nvidia::OLD_QUERY),
         false => Err(first),
     });
-    let answer = match &gpus {
-        Ok(gpus) => format!("{} devices", gpus.len()),
-        Err(e) => e.clone(),
+    let gpus = match gpus {
+        Ok(gpus) if !gpus.is_empty() => gpus,
+        other => {
+            let answer = other.err().unwrap_or_else(|| "0 devices".into());
+            asked.push(Asked::without_device(tools, "nvidia-smi", "--query-gpu", answer));
+            return None;
+        }
     };
-    asked.push(Asked { source: "nvidia-smi --query-gpu".into(), answer });
-    let gpus = gpus.ok().filter(|gpus| !gpus.is_empty())?;
+    asked.push(Asked::new("nvidia-smi --query-gpu", format!("{} devices", gpus.len())));
     let mut unknown = Vec::new();
     let name = gpus[0].name.clone();
     if let Some(other) = gpus.iter().find(|gpu| gpu.name != name) {
         unknown.push(format!(
-            "the devices differ: {name} and {}; profile each kind with --devices and its own --sku",
+            "the devices differ: {name} and {}; profile each kind in a run of its own, with --devices",
             other.name
         ));
     }
@@ -205,21 +232,16 @@ fn nvidia_devices(tools: &Tools, asked: &mut Vec<Asked>) -> Option<Found> {
         format!("`{name}` is not in the catalogue; profiles of it work all the same")
     });
     let topology = match gpus.len() {
-        1 => Some(Topology::Single),
+        1 => Ok(Topology::Single),
         _ => {
             let matrix = match tools.run("nvidia-smi", &["topo", "-m"]) {
                 Ok(output) => output.success().and_then(|text| topology::parse(&text)),
                 Err(e) => Err(e.to_string()),
             };
-            if let Err(e) = &matrix {
-                asked.push(Asked { source: "nvidia-smi topo -m".into(), answer: e.clone() });
-                unknown
-                    .push(format!("how the devices are wired ({e}): say it with --network-device"));
-            }
-            matrix.ok()
+            matrix.inspect_err(|e| asked.push(Asked::new("nvidia-smi topo -m", e.clone())))
         }
     };
-    let store_as = Some(nvidia::slug(&name));
+    let store_as = Some(nvidia::store_as(&name));
     let devices = gpus.into_iter().map(|gpu| Device {
         index: u64::from(gpu.index),
         name: Some(gpu.name),
@@ -235,7 +257,7 @@ fn nvidia_devices(tools: &Tools, asked: &mut Vec<Asked>) -> Option<Found> {
 fn amd_devices(tools: &Tools, asked: &mut Vec<Asked>) -> Option<Found> {
     let gpus = amd::from_sysfs(&tools.sys);
     let answer = format!("{} devices", gpus.len());
-    asked.push(Asked { source: "the kernel's list of AMD devices".into(), answer });
+    asked.push(Asked::new("the kernel's list of AMD devices", answer));
     let first = *gpus.first()?;
     let sku = amd::sku(first).map(str::to_owned).ok_or_else(|| {
         format!(
@@ -253,19 +275,12 @@ fn amd_devices(tools: &Tools, asked: &mut Vec<Asked>) -> Option<Found> {
     });
     let devices = devices.collect();
     let store_as = Some(format!("amd_{:04x}", first.device_id));
-    let unknown = match gpus.len() {
-        1 => Vec::new(),
-        _ => vec!["how the devices are wired: say it with --network-device".to_owned()],
+    let topology = match gpus.len() {
+        1 => Ok(Topology::Single),
+        _ => Err("the kernel does not tell".to_owned()),
     };
-    Some(Found {
-        backend: Kind::Rocm,
-        devices,
-        sku,
-        store_as,
-        topology: None,
-        instance: None,
-        unknown,
-    })
+    let (instance, unknown) = (None, Vec::new());
+    Some(Found { backend: Kind::Rocm, devices, sku, store_as, topology, instance, unknown })
 }
 
 fn cpu() -> Found {
@@ -284,13 +299,18 @@ fn cpu() -> Found {
         devices: vec![device],
         sku: Err(format!("a CPU is in the catalogue once it is profiled; it is stored as {sku}")),
         store_as: Some(sku),
-        topology: Some(Topology::Single),
+        topology: Ok(Topology::Single),
         instance: None,
         unknown: Vec::new(),
     }
 }
 
 impl Detection {
+    /// Whether all devices are of one kind.
+    pub fn is_alike(&self) -> bool {
+        is_alike(&self.devices)
+    }
+
     /// Tensor-parallel workers that fit on this machine: devices, of Neuron cores, of a CPU one.
     pub fn num_workers(&self) -> u32 {
         match self.backend {
@@ -311,46 +331,39 @@ impl Found {
                 None
             }
         };
-        let mut like: Vec<NodeSku> = Vec::new();
-        let mut same_part: Vec<NodeSku> = Vec::new();
-        if let Some(sku) = &sku {
-            let nodes = catalog.nodes()?;
-            same_part = nodes.into_iter().filter(|node| node.device == *sku).collect();
-            like = same_part
-                .iter()
-                .filter(|n| n.num_devices as usize == devices.len())
-                .cloned()
-                .collect();
+        let doubt = match backend {
+            Kind::Cpu => doubt(&asked),
+            _ => None,
+        };
+        let cure = "mend it, or profile with --backend cpu if the CPU is meant";
+        unknown.extend(doubt.iter().map(|doubt| format!("{doubt}; {cure}")));
+        let mut nodes: Vec<NodeSku> = Vec::new();
+        if let (Some(sku), true) = (&sku, is_alike(&devices)) {
+            nodes = catalog.nodes()?;
+            nodes.retain(|node| node.device == *sku);
         }
         if let Some(instance) = &instance {
             // The machine has told its name: no other node is meant.
-            like.retain(|node| node.name == *instance);
-            if like.is_empty() {
+            nodes.retain(|node| node.name == *instance);
+            if nodes.is_empty() {
                 unknown.push(format!("instance type {instance} is not in the catalogue of nodes"));
             }
         }
         let mut network_device = None;
         if devices.len() > 1 {
-            let names = if like.is_empty() && instance.is_none() { &same_part } else { &like };
-            network_device = network_name(names, topology, devices.len());
-            // A wiring that contradicts the node's name makes it another node.
-            if let (Some(name), None) = (&network_device, &instance) {
-                like.retain(|node| node.network_device.as_ref() == Some(name));
-            }
-            if network_device.is_none() {
-                let part = sku.clone().or_else(|| store_as.clone()).unwrap_or_default();
-                let name = format!(
-                    "{part}_{}",
-                    suffixes(topology, devices.len()).first().unwrap_or(&"network")
-                );
-                unknown.push(format!(
-                    "no wiring of this kind is in the catalogue: name it yourself, for example \
-                     --network-device {name}"
-                ));
+            let part = sku.as_deref().or(store_as.as_deref()).unwrap_or("name");
+            match network_name(&nodes, &topology, devices.len(), part) {
+                Ok(name) => network_device = Some(name),
+                Err(why) => unknown.push(why),
             }
         }
+        nodes.retain(|node| node.num_devices as usize == devices.len());
+        if let (Ok(topology), None) = (&topology, &instance) {
+            nodes.retain(|node| fits(node, *topology, devices.len(), network_device.as_deref()));
+        }
         let store_as = sku.clone().or(store_as);
-        let nodes = like.into_iter().map(|node| node.name).collect();
+        let topology = topology.ok();
+        let nodes = nodes.into_iter().map(|node| node.name).collect();
         Ok(Detection {
             backend,
             devices,
@@ -360,40 +373,105 @@ impl Found {
             network_device,
             nodes,
             unknown,
+            doubt,
             asked,
         })
     }
 }
 
-/// The endings that the catalogue's network devices have for a topology, the likeliest first.
-fn suffixes(topology: Option<Topology>, devices: usize) -> &'static [&'static str] {
-    match topology {
-        // Two linked devices are a bridge on PCIe cards and part of a switched node otherwise.
-        Some(Topology::Dgx { .. }) if devices == 2 => &["pairwise_nvlink", "pair", "dgx"],
-        Some(Topology::Dgx { .. }) => &["dgx"],
-        Some(Topology::PairwiseNvlink { .. }) => &["pairwise_nvlink", "pair"],
-        Some(Topology::Mesh) => &["mesh"],
-        Some(Topology::Pcie { .. }) => &["pcie"],
-        Some(Topology::Single) => &[],
-        None => &["neuronlink"],
+fn is_alike(devices: &[Device]) -> bool {
+    devices.windows(2).all(|pair| pair[0].name == pair[1].name)
+}
+
+/// What speaks against the CPU, as the tools said it.
+fn doubt(asked: &[Asked]) -> Option<String> {
+    let broken = asked.iter().filter(|asked| asked.broken);
+    let words = broken.map(|asked| {
+        let tool = asked.source.split(' ').next().unwrap_or_default();
+        format!("{tool} is here but says: {}", asked.answer)
+    });
+    let words: Vec<String> = words.collect();
+    (!words.is_empty()).then(|| words.join("; "))
+}
+
+/// Whether the wiring of this machine, by its name if it has one, may be that of `node`.
+fn fits(node: &NodeSku, topology: Topology, devices: usize, name: Option<&str>) -> bool {
+    let theirs = node.network_device.as_deref();
+    match name {
+        Some(_) => theirs == name,
+        None if devices == 1 => true,
+        None => theirs.is_some_and(|theirs| ending(topology, devices, theirs).is_some()),
     }
 }
 
-/// The network device of `nodes` that fits the topology; `None` unless there is exactly one.
-fn network_name(nodes: &[NodeSku], topology: Option<Topology>, devices: usize) -> Option<String> {
-    let mut names: Vec<&str> = nodes.iter().filter_map(|n| n.network_device.as_deref()).collect();
-    names.sort_unstable();
-    names.dedup();
-    for suffix in suffixes(topology, devices) {
-        let fits: Vec<&&str> =
-            names.iter().filter(|name| name.ends_with(&format!("_{suffix}"))).collect();
-        match fits.as_slice() {
-            [] => {}
-            [name] => return Some((**name).to_string()),
-            _ => return None,
+/// The endings that the catalogue's network devices have for a topology, the likeliest first.
+fn suffixes(topology: Topology, devices: usize) -> &'static [&'static str] {
+    match topology {
+        // Two linked devices are a bridge on PCIe cards and part of a switched node otherwise.
+        Topology::Dgx { .. } if devices == 2 => &["pairwise_nvlink", "pair", "dgx"],
+        Topology::Dgx { .. } => &["dgx"],
+        Topology::PairwiseNvlink { .. } => &["pairwise_nvlink", "pair"],
+        Topology::Mesh => &["mesh"],
+        Topology::Neuronlink => &["neuronlink"],
+        Topology::Pcie { .. } => &["pcie"],
+        Topology::Single => &[],
+    }
+}
+
+/// The place among them of the ending of `name`.
+fn ending(topology: Topology, devices: usize, name: &str) -> Option<usize> {
+    let ends = |suffix: &&str| name.strip_suffix(*suffix).is_some_and(|start| start.ends_with('_'));
+    suffixes(topology, devices).iter().position(ends)
+}
+
+/// The network device among those of `nodes`, which have the same `part`, that the wiring says.
+///
+/// # Errors
+/// What is not known, and the flag that tells it.
+fn network_name(
+    nodes: &[NodeSku],
+    topology: &Result<Topology, String>,
+    devices: usize,
+    part: &str,
+) -> Result<String, String> {
+    let of = |wanted: &dyn Fn(&NodeSku) -> bool| {
+        let names =
+            nodes.iter().filter(|node| wanted(node)).filter_map(|n| n.network_device.clone());
+        names.collect::<BTreeSet<String>>()
+    };
+    let list = |names: BTreeSet<String>| names.into_iter().collect::<Vec<_>>().join(" or ");
+    let topology = match topology {
+        Ok(topology) => *topology,
+        Err(why) => {
+            let alike = list(of(&|node| node.num_devices as usize == devices));
+            let example = if alike.is_empty() { alike } else { format!(", such as {alike}") };
+            return Err(format!(
+                "how the devices are wired ({why}): say it with --network-device{example}"
+            ));
+        }
+    };
+    let mut names = of(&|_| true);
+    let likeliest = names.iter().filter_map(|name| ending(topology, devices, name)).min();
+    names.retain(|name| likeliest.is_some() && ending(topology, devices, name) == likeliest);
+    // Wirings of one kind are told apart by the size of the node.
+    if names.len() > 1 {
+        let whole = of(&|node| node.num_devices as usize == devices);
+        if names.iter().any(|name| whole.contains(name)) {
+            names.retain(|name| whole.contains(name));
         }
     }
-    None
+    match names.len() {
+        1 => names.pop_first().ok_or_else(String::new),
+        0 => Err(format!(
+            "no wiring of this kind is in the catalogue: name it yourself, for example \
+             --network-device {part}_{}",
+            suffixes(topology, devices).first().unwrap_or(&"network")
+        )),
+        _ => Err(format!(
+            "which wiring of the catalogue this is: say it with --network-device {}",
+            list(names)
+        )),
+    }
 }
 
 #[cfg(all(test, unix))]

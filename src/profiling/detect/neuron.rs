@@ -136,7 +136,8 @@ pub fn sku(devices: &[NeuronDevice]) -> Result<&'static str, String> {
         (Some(32), 16) => Ok("trainium1"),
         (Some(32), _) => {
             Err("32 GiB a chip are Inferentia2 or Trainium1, and this neuron-ls does not tell the \
-             instance type: say which with --sku inferentia2 or --sku trainium1"
+             instance type: say which with --sku inferentia2 or --sku trainium1 (of collectives with \
+             --network-device inferentia2_chip or trainium1_chip)"
                 .into())
         }
         (Some(96), _) => Ok("trainium2"),

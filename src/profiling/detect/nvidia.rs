@@ -121,6 +121,11 @@ fn plain(name: &str) -> &str {
     name.strip_prefix("Tesla ").unwrap_or(name).trim()
 }
 
+/// The name that profiles of the part are stored under.
+pub fn store_as(name: &str) -> String {
+    sku(name).map_or_else(|| slug(name), str::to_owned)
+}
+
 /// A name for the profiles of a part that the catalogue lacks: `nvidia_geforce_rtx_3090`.
 pub fn slug(name: &str) -> String {
     let mut slug = String::from("nvidia");

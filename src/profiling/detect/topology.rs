@@ -1,4 +1,4 @@
-//! How NVIDIA devices are wired: the matrix of `nvidia-smi topo -m`.
+//! How devices are wired; for NVIDIA's, from the matrix of `nvidia-smi topo -m`.
 //!
 //! The header may carry terminal styling even into a pipe; NIC columns and rows may follow the
 //! GPUs, and affinity columns whose cells hold commas. NVLinked pairs need not be neighbours.
@@ -25,6 +25,8 @@ pub enum Topology {
     },
     /// Some pairs have NVLink, in another pattern (the hybrid cube of the V100).
     Mesh,
+    /// Neuron devices of one node.
+    Neuronlink,
     /// No NVLink.
     Pcie {
         /// The longest way between two devices.
@@ -61,6 +63,7 @@ impl fmt::Display for Topology {
             Topology::Dgx { links } => write!(f, "every pair on NVLink (NV{links})"),
             Topology::PairwiseNvlink { links } => write!(f, "pairs on NVLink (NV{links})"),
             Topology::Mesh => f.write_str("some pairs on NVLink"),
+            Topology::Neuronlink => f.write_str("NeuronLink"),
             Topology::Pcie { worst } => {
                 write!(f, "PCIe only ({} at worst)", format!("{worst:?}").to_uppercase())
             }

@@ -16,6 +16,7 @@ use crate::spec::model::ModelSpec;
 use nrt_benchmark::Nrtpy;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 /// What to trace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,8 +59,8 @@ impl GraphPlan {
     }
 }
 
-/// Traces and times one graph. `folder` holds what the compiler leaves; `neuron` are the tools to
-/// time a NEFF with, on a Neuron device.
+/// Traces and times one graph, within `limit` beside the time that sampling takes. `folder` holds what
+/// the compiler leaves; `neuron` are the tools to time a NEFF with, on a Neuron device.
 ///
 /// # Errors
 /// [`BackendError`]: the graph's failure, or the device's.
@@ -69,10 +70,11 @@ pub fn measure(
     key: GraphKey,
     effort: Effort,
     folder: &Path,
+    limit: Duration,
     neuron: Option<&Tools>,
 ) -> Result<GraphRow, BackendError> {
     let warm = neuron_profiler::find_neff(folder).is_some();
-    let traced = backend.graph(shard, key, effort, folder)?;
+    let traced = backend.graph(shard, key, effort, folder, limit)?;
     let odd = |what: &str| BackendError::Shape(format!("the worker's answer for a graph: {what}"));
     let times = Times::of(&traced.ms).ok_or_else(|| odd("no samples"))?;
     let mut row = GraphRow {

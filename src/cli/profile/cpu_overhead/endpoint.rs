@@ -3,7 +3,7 @@
 use super::{Args, this_run, write};
 use crate::cli::Failure;
 use crate::cli::table::{self, number, render, window_width};
-use crate::dataset::cpu_file::OverheadRow;
+use crate::dataset::cpu_file::{FailedBatch, OverheadFile, OverheadRow};
 use crate::profiling::cpu_overhead::client::Endpoint;
 use crate::profiling::cpu_overhead::drive::{Drive, periods};
 use crate::profiling::cpu_overhead::iteration_log::{self, Iteration};
@@ -35,17 +35,15 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let source =
         format!("{} at an endpoint, {} words of prompt", endpoint.model(), args.prompt_tokens);
     // Names and sources are checked before the engine is driven for minutes.
-    let file = args.open(&source)?;
+    let mut file = args.open(&source)?;
     let Some(sizes) = args.to_go(&file)? else { return Ok(()) };
     let transport_ms = (0..ROUND_TRIPS)
         .map(|_| endpoint.round_trip_ms())
         .collect::<Result<Vec<f64>, String>>()
-        .map_err(Failure::user)?;
+        .map_err(Failure::internal)?;
     let mut next =
         SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |t| t.as_secs());
-    let (mut file, mut seen, mut missing) = (file, Vec::new(), Vec::new());
-    // Once for nothing: the engine compiles and warms up.
-    for (i, &batch_size) in std::iter::once(&1).chain(&sizes).enumerate() {
+    let mut drive = |batch_size: u32, log: Option<&mut LogTail>| -> Result<_, Failure> {
         let drive = Drive {
             batch_size,
             prompt_words: args.prompt_tokens,
@@ -53,51 +51,99 @@ pub fn run(args: &Args) -> Result<(), Failure> {
             first_number: next,
         };
         next += u64::from(batch_size);
-        let period_ms = periods(&endpoint, drive).map_err(Failure::user)?;
-        let iterations = match &mut log {
-            Some(log) => log.new_iterations()?,
-            None => Vec::new(),
+        let driven = periods(&endpoint, drive);
+        // Read in any case: the next batch's part begins where this one's ends.
+        let iterations = log.map_or(Ok(Vec::new()), LogTail::new_iterations)?;
+        Ok(driven.map(|driven| (driven, decode_steps(&iterations, batch_size))))
+    };
+    // Once for nothing: the engine compiles and warms up.
+    drive(1, log.as_mut())?.map_err(|e| Failure::internal(format!("{e}; nothing was measured")))?;
+    let mut all = Measured::default();
+    for &batch_size in &sizes {
+        let (driven, device_ms) = match drive(batch_size, log.as_mut())? {
+            Ok(driven) => driven,
+            Err(reason) => {
+                eprintln!("batch {batch_size} failed: {reason}");
+                all.failed.push(FailedBatch { batch_size, reason });
+                continue;
+            }
         };
-        if i == 0 {
-            continue;
-        }
-        let times =
-            StepTimes { batch_size, period_ms, device_ms: decode_steps(&iterations, batch_size) };
-        eprintln!(
-            "batch {batch_size}: {} steps seen, {} in the log",
-            times.period_ms.len() / batch_size as usize,
-            times.device_ms.len()
-        );
-        match times.host_gaps() {
-            Ok(gap_ms) => file
-                .put(&OverheadRow {
-                    batch_size,
-                    gap_ms,
-                    device_ms: times.device_ms.clone(),
-                    transport_ms: transport_ms.clone(),
-                    ..OverheadRow::default()
-                })
-                .map_err(Failure::user)?,
-            Err(why) => missing.push(why),
-        }
-        seen.push(times);
+        let times = StepTimes { batch_size, period_ms: driven.period_ms, device_ms };
+        all.add(times, driven.note, &transport_ms, &mut file)?;
     }
-    print_periods(&seen)?;
-    if args.engine_log.is_none() {
+    print_periods(&all.seen)?;
+    if args.engine_log.is_none() && !all.seen.is_empty() {
         return Err(Failure::user(
             "an endpoint alone does not tell the device's time from the host's: start vLLM with \
              --enable-logging-iteration-details --no-async-scheduling, and give its log with --engine-log; \
              nothing was written",
         ));
     }
-    match (file.is_empty(), missing.first()) {
-        (true, Some(why)) => {
-            return Err(Failure::user(format!("{why}; nothing was written")));
+    all.write(file)
+}
+
+/// What came of all batch sizes, beside the rows.
+#[derive(Default)]
+struct Measured {
+    seen: Vec<StepTimes>,
+    /// The engine did not answer.
+    failed: Vec<FailedBatch>,
+    /// The log does not say what it has to.
+    unlogged: Vec<FailedBatch>,
+    notes: Vec<String>,
+}
+
+impl Measured {
+    /// Tells about the steps of one batch size, and makes a row of them.
+    fn add(
+        &mut self,
+        times: StepTimes,
+        note: Option<String>,
+        transport_ms: &[f64],
+        file: &mut OverheadFile,
+    ) -> Result<(), Failure> {
+        let batch_size = times.batch_size;
+        eprintln!(
+            "batch {batch_size}: {} steps seen, {} in the log",
+            times.period_ms.len() / batch_size as usize,
+            times.device_ms.len()
+        );
+        if let Some(note) = note {
+            eprintln!("note: batch {batch_size}: {note}");
+            self.notes.push(format!("batch {batch_size}: {note}"));
         }
-        (false, Some(why)) => eprintln!("note: {why}; these batch sizes are left out"),
-        (_, None) => {}
+        match times.host_gaps() {
+            Ok(gap_ms) => {
+                let row = OverheadRow {
+                    batch_size,
+                    gap_ms,
+                    device_ms: times.device_ms.clone(),
+                    transport_ms: transport_ms.to_vec(),
+                    ..OverheadRow::default()
+                };
+                file.put(&row).map_err(Failure::user)?;
+            }
+            Err(reason) => self.unlogged.push(FailedBatch { batch_size, reason }),
+        }
+        self.seen.push(times);
+        Ok(())
     }
-    write(file, this_run(METHOD, Vec::new(), missing))
+
+    /// Writes what there is.
+    ///
+    /// # Errors
+    /// When there is nothing: how the engine was started is the user's to mend, what it then does is not.
+    fn write(mut self, file: OverheadFile) -> Result<(), Failure> {
+        let nothing = |batch: &FailedBatch| {
+            format!("batch {}: {}; nothing was written", batch.batch_size, batch.reason)
+        };
+        match (file.is_empty(), self.unlogged.first(), self.failed.first()) {
+            (true, Some(batch), _) => return Err(Failure::user(nothing(batch))),
+            (true, None, Some(batch)) => return Err(Failure::internal(nothing(batch))),
+            _ => self.failed.append(&mut self.unlogged),
+        }
+        write(file, this_run(METHOD, self.failed, self.notes))
+    }
 }
 
 fn print_periods(seen: &[StepTimes]) -> Result<(), Failure> {

@@ -15,12 +15,17 @@ const MONITOR_METHOD: &str =
 
 /// Reads files and adds what they hold.
 pub fn run(args: &Args) -> Result<(), Failure> {
+    if args.network_device.is_none() {
+        return Err(Failure::user(
+            "--from needs to know where it was recorded; give --network-device, such as h100_dgx",
+        ));
+    }
     let batch_size = match args.batch_sizes.as_slice() {
         [] => None,
         [n] => Some(*n),
         _ => {
             return Err(Failure::user(
-                "--from takes one --batch-sizes, of files that do not tell it",
+                "--from takes one --batch-sizes; leave it out for all that a trace tells of",
             ));
         }
     };

@@ -31,7 +31,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     if let Some(path) = &args.model_path {
         settings.push_str(&format!(", of {path}"));
     }
-    let mut engine = OfflineEngine::new(config).map_err(|e| Failure::user(e.to_string()))?;
+    let mut engine = OfflineEngine::new(config);
     let version = engine.probe().map_err(failure)?;
     let mut file = args.open(&format!("{version}, offline, {settings}"))?;
     let Some(to_go) = args.to_go(&file)? else { return Ok(()) };
@@ -74,7 +74,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         print_parts(&rows)?;
     }
     if let (true, Some(first)) = (file.is_empty(), failed.first()) {
-        return Err(Failure::user(format!(
+        return Err(Failure::internal(format!(
             "batch {}: {}; nothing was written",
             first.batch_size, first.reason
         )));

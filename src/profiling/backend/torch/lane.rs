@@ -1,17 +1,14 @@
 //! One device and the worker that owns it: started when needed, started again after it died.
 
 use super::messages;
-use super::{PROTOCOL, TorchConfig};
+use super::{PROGRAM, PROTOCOL, TorchConfig};
 use crate::profiling::backend::{BackendError, Effort, OpSamples, Purpose, Shape, Shard};
-use crate::profiling::worker::{CallError, Script, Worker};
+use crate::profiling::worker::{CallError, Worker};
 use serde_json::{Value, json};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Deaths in a row without an answer in between, after which the device counts as lost.
 const MOST_DEATHS: u32 = 4;
-
-/// Starting Python and torch, with kernels that compile at their first use.
-const HELLO_LIMIT: Duration = Duration::from_secs(600);
 
 /// See the module.
 pub struct Lane {
@@ -21,20 +18,23 @@ pub struct Lane {
     prepared: Option<(Shard, Purpose)>,
     /// Deaths since the last answer.
     deaths: u32,
+    /// Why it is not asked again.
+    lost: Option<String>,
 }
 
 impl Lane {
     /// For `device` as the worker knows it: `cpu`, `cuda:0`, `neuron`.
     pub fn new(device: String, config: TorchConfig) -> Lane {
-        Lane { device, config, worker: None, prepared: None, deaths: 0 }
+        Lane { device, config, worker: None, prepared: None, deaths: 0, lost: None }
     }
 
-    /// Starts the worker, if it is not running, and introduces us.
+    /// Starts the worker, if it is not running, and introduces us. Torch takes its time to load, and
+    /// kernels may compile at their first use.
     ///
     /// # Errors
     /// [`CallError`], also when the worker speaks another protocol.
-    pub fn hello(&mut self, script: &Script) -> Result<Value, CallError> {
-        let mut worker = Worker::start(&self.config.python, script, self.config.lnc)?;
+    pub fn hello(&mut self) -> Result<Value, CallError> {
+        let mut worker = Worker::start(&self.config.python, PROGRAM, self.config.lnc)?;
         let request = json!({
             "do": "hello",
             "protocol": PROTOCOL,
@@ -45,7 +45,7 @@ impl Lane {
             "kernels": if self.config.plain_kernels { "plain" } else { "auto" },
             "seed": self.config.seed,
         });
-        let reply = worker.call(request, HELLO_LIMIT)?;
+        let reply = worker.call(request, self.config.limit)?;
         if reply["protocol"] != PROTOCOL {
             return Err(CallError::Refused {
                 kind: "protocol".into(),
@@ -69,26 +69,28 @@ impl Lane {
         &self.config.python
     }
 
-    /// Whether it died too often to be asked again.
-    pub fn is_lost(&self) -> bool {
-        self.deaths >= MOST_DEATHS
+    /// The device, as the worker knows it.
+    pub fn device(&self) -> &str {
+        &self.device
+    }
+
+    /// Why it is not asked again; `None` as long as it is.
+    pub fn lost(&self) -> Option<&str> {
+        self.lost.as_deref()
+    }
+
+    /// Whether shapes can be measured on it.
+    pub fn is_ready(&self) -> bool {
+        self.lost.is_none() && self.prepared.is_some()
     }
 
     /// Asks something, starting and preparing the worker again first if it died.
-    fn ask(
-        &mut self,
-        script: &Script,
-        request: Value,
-        limit: Duration,
-    ) -> Result<Value, BackendError> {
-        if self.is_lost() {
-            return Err(BackendError::Lost(format!(
-                "the worker of {} died {MOST_DEATHS} times in a row",
-                self.device
-            )));
+    fn ask(&mut self, request: Value, limit: Duration) -> Result<Value, BackendError> {
+        if let Some(reason) = &self.lost {
+            return Err(BackendError::Lost(format!("{} is lost: {reason}", self.device)));
         }
         if self.worker.is_none() {
-            self.hello(script).map_err(|e| self.failed(e))?;
+            self.hello().map_err(|e| self.failed(e))?;
             if let Some((shard, purpose)) = self.prepared.clone() {
                 self.call(prepare_request(&shard, purpose), self.config.limit)?;
             }
@@ -106,40 +108,35 @@ impl Lane {
 
     /// What a failure means for the run: the shape, unless the worker keeps dying.
     fn failed(&mut self, error: CallError) -> BackendError {
-        match error {
+        let lost = match error {
             CallError::Refused { kind, message } => {
                 self.deaths = 0;
                 match kind.as_str() {
-                    "torch" | "device" | "protocol" => BackendError::Lost(message),
-                    "memory" => BackendError::Shape(format!("out of memory: {message}")),
-                    _ => BackendError::Shape(message),
+                    "torch" | "device" | "protocol" => message,
+                    "memory" => return BackendError::Shape(format!("out of memory: {message}")),
+                    _ => return BackendError::Shape(message),
                 }
             }
             CallError::Dead(reason) => {
                 self.worker = None;
                 self.deaths += 1;
-                match self.deaths {
-                    MOST_DEATHS => BackendError::Lost(format!(
-                        "{reason}, for the {MOST_DEATHS}th time in a row"
-                    )),
-                    _ => BackendError::Shape(reason),
+                if self.deaths < MOST_DEATHS {
+                    return BackendError::Shape(reason);
                 }
+                format!("{reason}, for the {MOST_DEATHS}th time in a row")
             }
-        }
+        };
+        self.lost = Some(lost.clone());
+        BackendError::Lost(lost)
     }
 
     /// Lays out the weights.
     ///
     /// # Errors
     /// [`BackendError`].
-    pub fn prepare(
-        &mut self,
-        script: &Script,
-        shard: &Shard,
-        purpose: Purpose,
-    ) -> Result<(), BackendError> {
+    pub fn prepare(&mut self, shard: &Shard, purpose: Purpose) -> Result<(), BackendError> {
         self.prepared = None;
-        self.ask(script, prepare_request(shard, purpose), self.config.limit)?;
+        self.ask(prepare_request(shard, purpose), self.config.limit)?;
         self.prepared = Some((shard.clone(), purpose));
         Ok(())
     }
@@ -150,7 +147,6 @@ impl Lane {
     /// [`BackendError`]; an answer that makes no sense is the shape's failure.
     pub fn measure(
         &mut self,
-        script: &Script,
         shape: Shape,
         effort: Effort,
     ) -> Result<Vec<OpSamples>, BackendError> {
@@ -158,25 +154,21 @@ impl Lane {
             return Err(BackendError::Shape("no shard is prepared".into()));
         };
         let request = messages::measure(shape, effort);
-        let reply = self.ask(script, request, self.limit(effort))?;
-        messages::samples(&reply, &shard.model, shape).map_err(BackendError::Shape)
+        let begin = Instant::now();
+        let reply = self.ask(request, self.limit(effort))?;
+        messages::samples(&reply, &shard.model, shape, begin.elapsed()).map_err(BackendError::Shape)
     }
 
     /// Any other request.
     ///
     /// # Errors
     /// [`BackendError`].
-    pub fn request(
-        &mut self,
-        script: &Script,
-        request: Value,
-        effort: Effort,
-    ) -> Result<Value, BackendError> {
-        self.ask(script, request, self.limit(effort))
+    pub fn request(&mut self, request: Value, limit: Duration) -> Result<Value, BackendError> {
+        self.ask(request, limit)
     }
 
     /// How long an answer may take: samples, and what is around them.
-    fn limit(&self, effort: Effort) -> Duration {
+    pub fn limit(&self, effort: Effort) -> Duration {
         self.config.limit.saturating_add(effort.max_time)
     }
 }

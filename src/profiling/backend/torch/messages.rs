@@ -6,6 +6,7 @@ use crate::profiling::compute::{LM_HEAD_MAX_ROWS, ops_of};
 use crate::spec::model::{Activation, Dtype, LayerLayout, ModelSpec, Norm};
 use serde_json::{Value, json};
 use std::path::Path;
+use std::time::Duration;
 
 /// Number formats that the worker computes in.
 pub fn dtype(dtype: Dtype) -> &'static str {
@@ -87,29 +88,47 @@ pub fn graph(of: &Shard, key: GraphKey, effort: Effort, folder: &Path, lnc: Opti
     with_effort(request, effort)
 }
 
-/// Times from the answer: every operator of the shape, each with at least one sample that is one.
+/// Times from the answer, which took `elapsed`: every operator of the shape, each with at least one
+/// sample that is one.
 ///
 /// # Errors
 /// One line that names the operator.
-pub fn samples(reply: &Value, model: &ModelSpec, shape: Shape) -> Result<Vec<OpSamples>, String> {
+pub fn samples(
+    reply: &Value,
+    model: &ModelSpec,
+    shape: Shape,
+    elapsed: Duration,
+) -> Result<Vec<OpSamples>, String> {
     ops_of(model, shape)
         .into_iter()
         .map(|(op, _)| {
-            let ms = milliseconds(&reply["samples"][op.name()])
+            let ms = times(&reply["samples"][op.name()], elapsed)
                 .map_err(|e| format!("the worker's answer for {op}: {e}"))?;
             Ok(OpSamples { op, ms })
         })
         .collect()
 }
 
+/// A list of times that were taken within `elapsed`.
+///
+/// # Errors
+/// When it is none, or one of them is longer than all of them together.
+pub fn times(list: &Value, elapsed: Duration) -> Result<Vec<f64>, String> {
+    let (ms, most) = (milliseconds(list)?, elapsed.as_secs_f64() * 1e3);
+    match ms.iter().find(|&&ms| ms > most) {
+        Some(ms) => Err(format!("a sample of {ms:e} ms, within a call of {most:.1} ms")),
+        None => Ok(ms),
+    }
+}
+
 /// A list of times.
 ///
 /// # Errors
-/// When it is none.
+/// When it is none; nothing that ran took no time at all.
 pub fn milliseconds(list: &Value) -> Result<Vec<f64>, String> {
     let list = list.as_array().filter(|list| !list.is_empty()).ok_or("no samples")?;
     list.iter()
-        .map(|ms| ms.as_f64().filter(|ms| ms.is_finite() && *ms >= 0.0))
+        .map(|ms| ms.as_f64().filter(|ms| ms.is_finite() && *ms > 0.0))
         .collect::<Option<Vec<f64>>>()
         .ok_or_else(|| "a sample that is no time".into())
 }

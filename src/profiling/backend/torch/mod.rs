@@ -14,14 +14,14 @@ use super::{
     Backend, BackendError, DeviceInfo, Effort, LayerBatch, OpSamples, Peaks, Purpose, Shape, Shard,
 };
 use crate::dataset::graph::GraphKey;
-use crate::profiling::worker::{CallError, Script};
+use crate::profiling::worker::CallError;
 use crate::spec::model::Dtype;
 use lane::Lane;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Version of the messages; see docs/worker-protocol.md.
 pub const PROTOCOL: u64 = 1;
@@ -57,7 +57,7 @@ pub struct TorchConfig {
     pub cache_bytes: u64,
     /// Torch's own kernels only.
     pub plain_kernels: bool,
-    /// How long an answer may take beside the time that sampling takes.
+    /// How long an answer, the greeting included, may take beside the time that sampling takes.
     pub limit: Duration,
     /// Seed of weights and tokens.
     pub seed: u64,
@@ -70,16 +70,19 @@ pub struct TorchConfig {
 pub struct TorchBackend {
     device: DeviceInfo,
     attention: String,
-    script: Script,
     lanes: Vec<Lane>,
+    /// Devices that did not answer the greeting, and why.
+    absent: Vec<String>,
+    notes: Vec<String>,
     lnc: Option<u32>,
 }
 
 impl TorchBackend {
-    /// Starts a worker for every device. `host` fills in what torch does not know of a CPU.
+    /// Starts a worker for every device; those that do not start are left out, with a note. `host`
+    /// fills in what torch does not know of a CPU.
     ///
     /// # Errors
-    /// One line: no interpreter, no torch, no such device, or another protocol.
+    /// One line when none is left: no interpreter, no torch, no such device, or another protocol.
     pub fn new(
         config: TorchConfig,
         host: &crate::profiling::host::Host,
@@ -94,15 +97,21 @@ impl TorchBackend {
                 other => other.to_string(),
             })
         };
-        let script = Script::new(PROGRAM).map_err(lost)?;
-        let lane = |device: &String| Lane::new(device.clone(), config.clone());
-        let mut lanes: Vec<Lane> = config.devices.iter().map(lane).collect();
-        let mut replies = Vec::new();
-        for lane in &mut lanes {
-            replies.push(lane.hello(&script).map_err(lost)?);
+        let (mut lanes, mut replies, mut failed) = (Vec::new(), Vec::new(), Vec::new());
+        for device in &config.devices {
+            let mut lane = Lane::new(device.clone(), config.clone());
+            match lane.hello() {
+                Ok(reply) => {
+                    lanes.push(lane);
+                    replies.push(reply);
+                }
+                Err(e) => failed.push((device, lost(e))),
+            }
         }
+        let absent: Vec<String> = failed.iter().map(|(device, e)| left_out(device, e)).collect();
         let Some(reply) = replies.first() else {
-            return Err(BackendError::Lost("no device; give --devices".into()));
+            let nothing = || BackendError::Lost("no device; give --devices".into());
+            return Err(failed.into_iter().next().map_or_else(nothing, |(_, e)| e));
         };
         if let Some(other) = replies.iter().find(|r| r["device"]["name"] != reply["device"]["name"])
         {
@@ -114,10 +123,12 @@ impl TorchBackend {
         let device = device_info(reply, &config, host)?;
         let attention =
             reply["attention"].as_str().unwrap_or("torch").replace([',', '"', '\n'], " ");
-        Ok(TorchBackend { device, attention, script, lanes, lnc: config.lnc })
+        let notes = absent.clone();
+        Ok(TorchBackend { device, attention, lanes, absent, notes, lnc: config.lnc })
     }
 
-    /// Traces and runs the graph of `key` on the first device; the compiler works in `folder`.
+    /// Traces and runs the graph of `key` on the first device; the compiler works in `folder`, for
+    /// `limit` at most.
     ///
     /// # Errors
     /// [`BackendError`].
@@ -127,12 +138,15 @@ impl TorchBackend {
         key: GraphKey,
         effort: Effort,
         folder: &Path,
+        limit: Duration,
     ) -> Result<Traced, BackendError> {
-        let reply = self.request(messages::graph(shard, key, effort, folder, self.lnc), effort)?;
+        let request = messages::graph(shard, key, effort, folder, self.lnc);
+        let begin = Instant::now();
+        let reply = self.first()?.request(request, limit.saturating_add(effort.max_time))?;
         let odd =
             |what: String| BackendError::Shape(format!("the worker's answer for a graph: {what}"));
         Ok(Traced {
-            ms: messages::milliseconds(&reply["ms"]).map_err(odd)?,
+            ms: messages::times(&reply["ms"], begin.elapsed()).map_err(odd)?,
             compile_s: reply["compile_s"].as_f64().filter(|s| s.is_finite()).unwrap_or(0.0),
             route: reply["route"].as_str().unwrap_or("wall clock").to_owned(),
             neff: reply["neff"].as_str().map(PathBuf::from),
@@ -160,22 +174,22 @@ impl TorchBackend {
         self.lnc
     }
 
-    /// One request for each of the first devices, all at the same time.
+    /// One request for each of the first devices, all at the same time; none, when there are too few:
+    /// they would wait for each other.
     pub fn request_each(
         &mut self,
         requests: Vec<Value>,
         effort: Effort,
     ) -> Vec<Result<Value, BackendError>> {
-        let script = &self.script;
-        std::thread::scope(|scope| {
-            let pairs = self.lanes.iter_mut().zip(requests);
-            let threads: Vec<_> = pairs
-                .map(|(lane, request)| scope.spawn(move || lane.request(script, request, effort)))
-                .collect();
-            let end = |thread: std::thread::ScopedJoinHandle<'_, Result<Value, BackendError>>| {
-                thread.join().unwrap_or_else(|_| Err(no_lane()))
-            };
-            threads.into_iter().map(end).collect()
+        if requests.len() > self.lanes.len() {
+            let why = self.absent.first().cloned();
+            let why = why.unwrap_or_else(|| "there are fewer devices than workers".into());
+            return requests.iter().map(|_| Err(BackendError::Lost(why.clone()))).collect();
+        }
+        let mut pairs: Vec<(&mut Lane, Value)> = self.lanes.iter_mut().zip(requests).collect();
+        at_once(&mut pairs, |(lane, request)| {
+            let limit = lane.limit(effort);
+            lane.request(request.take(), limit)
         })
     }
 
@@ -184,9 +198,37 @@ impl TorchBackend {
     /// # Errors
     /// [`BackendError`].
     pub fn request(&mut self, request: Value, effort: Effort) -> Result<Value, BackendError> {
-        let script = &self.script;
-        self.lanes.first_mut().ok_or_else(no_lane)?.request(script, request, effort)
+        let lane = self.first()?;
+        let limit = lane.limit(effort);
+        lane.request(request, limit)
     }
+
+    /// The first device that is ready, else the first that is not lost.
+    fn first(&mut self) -> Result<&mut Lane, BackendError> {
+        let ready = self.lanes.iter().position(Lane::is_ready);
+        let at = ready.or_else(|| self.lanes.iter().position(|lane| lane.lost().is_none()));
+        self.lanes.get_mut(at.unwrap_or(0)).ok_or_else(no_lane)
+    }
+}
+
+/// What `ask` gives for each of `items`, all at the same time.
+fn at_once<I: Send, T: Send>(
+    items: &mut [I],
+    ask: impl Fn(&mut I) -> Result<T, BackendError> + Sync,
+) -> Vec<Result<T, BackendError>> {
+    let ask = &ask;
+    std::thread::scope(|scope| {
+        let start = |item| scope.spawn(move || ask(item));
+        let threads: Vec<_> = items.iter_mut().map(start).collect();
+        let end = |thread: std::thread::ScopedJoinHandle<'_, Result<T, BackendError>>| {
+            thread.join().unwrap_or_else(|_| Err(no_lane()))
+        };
+        threads.into_iter().map(end).collect()
+    })
+}
+
+fn left_out(device: &str, why: &BackendError) -> String {
+    format!("{device} is left out: {why}")
 }
 
 fn no_lane() -> BackendError {
@@ -233,7 +275,22 @@ impl Backend for TorchBackend {
     }
 
     fn peaks(&mut self) -> Result<Peaks, BackendError> {
-        let reply = self.request(json!({"do": "peaks"}), Effort::default())?;
+        let mut last = no_lane();
+        let mut reply = Value::Null;
+        // A device that cannot answer is no reason to leave the others idle.
+        for lane in &mut self.lanes {
+            let limit = lane.limit(Effort::default());
+            match lane.request(json!({"do": "peaks"}), limit) {
+                Ok(answer) => {
+                    reply = answer;
+                    break;
+                }
+                Err(e) => last = e,
+            }
+        }
+        if reply.is_null() {
+            return Err(last);
+        }
         let figure = |name: &str| {
             reply[name]
                 .as_f64()
@@ -244,25 +301,34 @@ impl Backend for TorchBackend {
     }
 
     fn prepare(&mut self, shard: &Shard, purpose: Purpose) -> Result<(), BackendError> {
-        let script = &self.script;
-        let prepared: Vec<_> = std::thread::scope(|scope| {
-            let start = |lane| scope.spawn(move || Lane::prepare(lane, script, shard, purpose));
-            let threads: Vec<_> = self.lanes.iter_mut().map(start).collect();
-            let end = |thread: std::thread::ScopedJoinHandle<'_, Result<(), BackendError>>| {
-                thread.join().unwrap_or_else(|_| Err(no_lane()))
-            };
-            threads.into_iter().map(end).collect()
-        });
-        prepared.into_iter().collect()
+        let mut lanes: Vec<&mut Lane> =
+            self.lanes.iter_mut().filter(|lane| lane.lost().is_none()).collect();
+        let results = at_once(&mut lanes, |lane| lane.prepare(shard, purpose));
+        let failed: Vec<(&str, BackendError)> = lanes
+            .iter()
+            .zip(results)
+            .filter_map(|(lane, result)| Some((lane.device(), result.err()?)))
+            .collect();
+        if failed.len() == lanes.len() {
+            // While a device answers, other shards may still go.
+            let answers = failed.iter().position(|(_, e)| matches!(e, BackendError::Shape(_)));
+            let error = failed.into_iter().nth(answers.unwrap_or(0));
+            return Err(error.map_or_else(no_lane, |(_, e)| e));
+        }
+        self.notes.extend(failed.iter().map(|(device, e)| left_out(device, e)));
+        Ok(())
     }
 
     fn measure(&mut self, shape: Shape, effort: Effort) -> Result<Vec<OpSamples>, BackendError> {
-        let script = &self.script;
-        self.lanes.first_mut().ok_or_else(no_lane)?.measure(script, shape, effort)
+        self.first()?.measure(shape, effort)
     }
 
     fn lanes(&self) -> usize {
-        self.lanes.len()
+        self.lanes.iter().filter(|lane| lane.is_ready()).count()
+    }
+
+    fn take_notes(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.notes)
     }
 
     fn measure_all(
@@ -271,11 +337,11 @@ impl Backend for TorchBackend {
         effort: Effort,
         done: &mut dyn FnMut(usize, Result<Vec<OpSamples>, BackendError>),
     ) {
-        let (script, next) = (&self.script, AtomicUsize::new(0));
+        let next = AtomicUsize::new(0);
         let (sender, results) = mpsc::channel();
         // A device that is lost leaves its share to the others; the last one ends the run.
         let mut lanes: Vec<&mut Lane> =
-            self.lanes.iter_mut().filter(|lane| !lane.is_lost()).collect();
+            self.lanes.iter_mut().filter(|lane| lane.is_ready()).collect();
         let left = AtomicUsize::new(lanes.len());
         if lanes.is_empty() && !shapes.is_empty() {
             return done(0, Err(BackendError::Lost("every worker is lost".into())));
@@ -287,7 +353,7 @@ impl Backend for TorchBackend {
                     loop {
                         let i = next.fetch_add(1, Ordering::Relaxed);
                         let Some(&shape) = shapes.get(i) else { break };
-                        let mut result = lane.measure(script, shape, effort);
+                        let mut result = lane.measure(shape, effort);
                         let lost = matches!(result, Err(BackendError::Lost(_)));
                         if let Err(BackendError::Lost(reason)) = &result
                             && left.fetch_sub(1, Ordering::Relaxed) > 1
@@ -305,6 +371,8 @@ impl Backend for TorchBackend {
                 done(i, result);
             }
         });
+        let lost = lanes.iter().filter_map(|lane| Some((lane.device(), lane.lost()?)));
+        self.notes.extend(lost.map(|(device, why)| format!("{device} is lost: {why}")));
     }
 
     fn measure_layers(
@@ -312,7 +380,8 @@ impl Backend for TorchBackend {
         batch: &LayerBatch,
         effort: Effort,
     ) -> Result<Vec<f64>, BackendError> {
+        let begin = Instant::now();
         let reply = self.request(messages::layers(batch, effort), effort)?;
-        messages::milliseconds(&reply["ms"]).map_err(BackendError::Shape)
+        messages::times(&reply["ms"], begin.elapsed()).map_err(BackendError::Shape)
     }
 }

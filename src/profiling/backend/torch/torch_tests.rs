@@ -23,25 +23,34 @@ for line in sys.stdin:
     r = json.loads(line)
     def say(ok): print(json.dumps({"id": r["id"], "ok": ok}), flush=True)
     def no(kind): print(json.dumps({"id": r["id"], "error": {"kind": kind, "message": kind + " it is"}}), flush=True)
-    if r["do"] == "hello":
+    if r["do"] == "hello": device = r["device"]
+    woe = os.path.join(here, device + "-" + r["do"])
+    if os.path.exists(woe):
+        kind = open(woe).read()
+        if kind == "death": os._exit(1)
+        if kind == "hang": time.sleep(60)
+        no(kind)
+    elif r["do"] == "hello":
         if os.path.exists(os.path.join(here, "no-torch")): no("torch"); continue
         say({"protocol": 2 if os.path.exists(os.path.join(here, "other")) else r["protocol"],
              "device": {"name": "Stand-in", "vendor": "vidur", "cores": 1, "memory_bytes": 1 << 30},
              "kernels": ["stand-in 1"], "attention": "stand, in", "dtype": "f32", "threads": 1})
     elif r["do"] == "peaks": say({"flops_per_s": 1e12, "bytes_per_s": 1e11})
     elif r["do"] == "prepare": note("prepares"); say({})
-    elif r["do"] == "layers": say({"ms": [1.0, 2.0]})
+    elif r["do"] == "layers": say({"ms": [0.001, 0.002]})
     else:
         n = r["shape"].get("tokens", 0)
         if n == 2: print("about to die", file=sys.stderr, flush=True); os._exit(3)
         if n == 3: time.sleep(60)
         if n == 4: print("Segmentation fault?", flush=True); continue
         if n == 6: no("memory"); continue
-        if n == 8: say({"samples": {"emb": [1.0]}}); continue
+        if n == 8: say({"samples": {"emb": [1e-3]}}); continue
         if n == 12: print(json.dumps({"id": 10**6, "ok": {}}), flush=True); continue
         if n == 16: say({"samples": {op: [float("nan")] for op in OPS}}); continue
+        if n == 20: say({"samples": {op: [1e300] for op in OPS}}); continue
+        if n == 24: say({"samples": {op: [0.0] for op in OPS}}); continue
         if n >= 100: time.sleep(0.2)
-        say({"samples": {op: [0.1 * max(n, 1)] * r["repeats"] for op in OPS if op != "lm_head" or r["lm_head"]}})
+        say({"samples": {op: [1e-3 * max(n, 1)] * r["repeats"] for op in OPS if op != "lm_head" or r["lm_head"]}})
 "#;
 
 /// A folder with an interpreter that runs the stand-in whatever it is asked to run.
@@ -97,6 +106,8 @@ fn every_misfortune_costs_its_shape_only() {
         (8, "the worker's answer for input_layernorm: no samples", false),
         (12, "the worker answered another question", true),
         (16, "a sample that is no time", false),
+        (20, "the worker's answer for emb: a sample of 1e300 ms, within a call of", false),
+        (24, "a sample that is no time", false),
     ] {
         let before = (lines(&dir, "starts"), lines(&dir, "prepares"));
         let error = backend.measure(Shape::Tokens(tokens), EFFORT).unwrap_err();
@@ -153,6 +164,71 @@ fn several_devices_work_at_the_same_time() {
     assert!(begin.elapsed() < Duration::from_millis(1500), "{:?}", begin.elapsed());
     assert_eq!(seen[..9], [Some(true); 9]);
     assert_eq!(seen[9], Some(false));
+}
+
+#[test]
+fn a_device_that_fails_is_left_out_with_a_note_and_the_others_measure() {
+    for (request, woe, words) in [
+        ("hello", "device", "cuda:0 is left out: device it is"),
+        ("hello", "death", "cuda:0 is left out: the worker died"),
+        ("prepare", "memory", "cuda:0 is left out: out of memory"),
+        ("prepare", "death", "cuda:0 is left out: the worker died"),
+        ("peaks", "memory", ""),
+    ] {
+        let (dir, mut config) = stand_in();
+        config.devices = vec!["cuda:0".into(), "cuda:1".into()];
+        std::fs::write(dir.path().join(format!("cuda:0-{request}")), woe).unwrap();
+        let mut backend = TorchBackend::new(config.clone(), &Host::detect()).unwrap();
+        backend.peaks().unwrap();
+        backend.prepare(&shard(), Purpose::Mlp).unwrap();
+        let notes = backend.take_notes();
+        assert_eq!(notes.len(), usize::from(!words.is_empty()), "{notes:?}");
+        assert!(notes.iter().all(|note| note.starts_with(words)), "{notes:?}");
+        assert_eq!(backend.lanes(), 2 - notes.len(), "{request} {woe}");
+        let mut seen = vec![None; 4];
+        let shapes = [1, 5, 7, 9].map(Shape::Tokens);
+        backend.measure_all(&shapes, EFFORT, &mut |i, result| seen[i] = Some(result.is_ok()));
+        assert_eq!(seen, [Some(true); 4], "{request} {woe}");
+        assert_eq!(backend.take_notes(), Vec::<String>::new());
+        if request == "hello" {
+            // Workers that wait for each other are not asked while one is missing.
+            let ask = |n: usize| vec![serde_json::json!({"do": "peaks"}); n];
+            assert!(backend.request_each(ask(1), EFFORT)[0].is_ok());
+            let answers = backend.request_each(ask(2), EFFORT);
+            let all = answers.iter().all(|a| a.as_ref().is_err_and(|e| e.to_string() == notes[0]));
+            assert!(answers.len() == 2 && all, "{answers:?}");
+        }
+        // With no device left there is nothing to note.
+        std::fs::write(dir.path().join(format!("cuda:1-{request}")), woe).unwrap();
+        let failed = TorchBackend::new(config, &Host::detect()).and_then(|mut backend| {
+            backend.peaks()?;
+            backend.prepare(&shard(), Purpose::Mlp)
+        });
+        assert!(failed.is_err(), "{request} {woe}");
+    }
+}
+
+#[test]
+fn a_greeting_or_a_graph_that_hangs_ends_at_its_limit() {
+    let (dir, mut config) = stand_in();
+    let mut backend = TorchBackend::new(config.clone(), &Host::detect()).unwrap();
+    for request in ["graph", "hello"] {
+        std::fs::write(dir.path().join(format!("cpu-{request}")), "hang").unwrap();
+    }
+    let key = crate::dataset::graph::GraphKey {
+        tensor_parallel: 1,
+        phase: crate::dataset::graph::Phase::Token,
+        batch: 1,
+        bucket: 128,
+        layers: 1,
+        head: true,
+    };
+    let limit = Duration::from_millis(300);
+    let error = backend.graph(&shard(), key, EFFORT, dir.path(), limit).unwrap_err();
+    assert!(error.to_string().contains("no answer within 400ms"), "{error}");
+    config.limit = limit;
+    let error = TorchBackend::new(config, &Host::detect()).err().unwrap();
+    assert!(error.to_string().contains("no answer within 300ms"), "{error}");
 }
 
 #[test]

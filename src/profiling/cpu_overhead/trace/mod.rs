@@ -10,7 +10,7 @@ mod events;
 pub use events::read;
 
 use crate::dataset::cpu_file::OverheadRow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Parts of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -92,7 +92,8 @@ pub struct Steps {
 /// A step: requests that decoded, from, to.
 type Window = (u32, f64, f64);
 
-/// The steps of `kept`. `batch_size` is that of a trace whose marks do not tell.
+/// The steps of `kept`, only those of `batch_size` requests where one is given: a trace whose marks do not
+/// tell needs it.
 ///
 /// # Errors
 /// One line that says what the trace lacks.
@@ -184,7 +185,18 @@ fn windows(kept: &mut Kept, batch_size: Option<u32>) -> Result<Vec<Window>, Stri
         let (from, to) = (pair[0].1.start, pair[1].1.start);
         (decodes(pair[1].0) == Some(n) && to > from).then_some((n, from, to))
     });
-    let pairs: Vec<Window> = pairs.collect();
+    let mut pairs: Vec<Window> = pairs.collect();
+    if let Some(wanted) = batch_size {
+        let found: BTreeSet<u32> = pairs.iter().map(|(n, ..)| *n).collect();
+        pairs.retain(|(n, ..)| *n == wanted);
+        if let (true, false) = (pairs.is_empty(), found.is_empty()) {
+            let found: Vec<String> = found.iter().map(u32::to_string).collect();
+            return Err(format!(
+                "its steps are of {} requests, none of {wanted}: leave --batch-sizes out",
+                found.join(", ")
+            ));
+        }
+    }
     match pairs.is_empty() {
         true => Err(format!(
             "{} steps are marked, but no two in a row that decode the same number of requests",
