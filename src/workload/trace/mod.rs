@@ -224,7 +224,12 @@ pub(super) fn lengths_with_notes(
     if pairs.is_empty() {
         return Err(TraceError::none(file, &notes));
     }
-    note(&mut notes, &file, unshared, "whose hash_ids are not used: lengths alone share no prefixes");
+    note(
+        &mut notes,
+        &file,
+        unshared,
+        "whose hash_ids are not used: lengths alone share no prefixes",
+    );
     Ok(Lengths { pairs, notes })
 }
 

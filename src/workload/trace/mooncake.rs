@@ -92,17 +92,17 @@ mod tests {
             ),
             (
                 r#"{"timestamp": 1, "input_length": 1, "input_length": 2, "output_length": 2}"#,
-                "t.csv:4: column 56: input_length stands twice with different values; expected one \
+                "t.csv:4: column 53: input_length stands twice with different values; expected one \
                  JSON object per request",
             ),
             (
                 r#"{"timestamp": 1, "input_length": 1, "output_length": 2, "hash_ids": ["a"]}"#,
-                "t.csv:4: column 73: \"a\" among the hashes of a prompt, not a whole number; expected \
+                "t.csv:4: column 74: \"a\" among the hashes of a prompt, not a whole number; expected \
                  one JSON object per request",
             ),
             (
                 r#"{"timestamp": 1, "input_length": 1, "output_length": 2, "hash_ids": [-1]}"#,
-                "t.csv:4: column 72: -1 among the hashes of a prompt, not a whole number; expected \
+                "t.csv:4: column 73: -1 among the hashes of a prompt, not a whole number; expected \
                  one JSON object per request",
             ),
             (

@@ -36,7 +36,6 @@ pub(super) fn read_lengths_of(text: &str) -> Result<Lengths, String> {
 
 /// Arrival in nanoseconds, prompt and output of each request.
 pub(super) fn ns_and_tokens(workload: &Workload) -> Vec<(u64, u32, u32)> {
-    let request =
-        |r: &RequestSpec| (r.arrived_at.as_ns(), r.prefill_tokens, r.decode_tokens);
+    let request = |r: &RequestSpec| (r.arrived_at.as_ns(), r.prefill_tokens, r.decode_tokens);
     workload.requests.iter().map(request).collect()
 }
