@@ -141,6 +141,11 @@ fn message(error: &Error) -> String {
         Error::Unexpected { expected: "sequence start", .. } => {
             "expected a list: one `- value` a line, or []".into()
         }
+        Error::ExpectedStringKeyForExternallyTaggedEnum { .. }
+        | Error::ExternallyTaggedEnumExpectedScalarOrMapping { .. }
+        | Error::ExpectedMappingEndAfterEnumVariantValue { .. } => {
+            "expected one choice with its settings: `name: {}`".into()
+        }
         Error::Eof { .. } => "the text ends here; expected more".into(),
         Error::Message { msg, .. } => one_line(msg),
         other => {
@@ -273,6 +278,14 @@ mod tests {
             error("cluster: {replicas: 1}\nseeds:\n  - 1\n  - x\n"),
             "run.yml:4:5: seeds[1]: expected a whole number, 0 or above (found: - x)"
         );
+    }
+
+    #[test]
+    fn a_choice_is_one() {
+        for choice in ["{}", "{vllm: null, sarathi: {chunk_size: 1}}", "[vllm]"] {
+            let line = error(&format!("cluster:\n  replicas: 1\n  scheduler: {choice}\n"));
+            assert!(line.contains("expected one choice with its settings: `name: {}`"), "{line}");
+        }
     }
 
     #[test]

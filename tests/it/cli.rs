@@ -287,6 +287,8 @@ fn settings_beyond_reason_are_served_or_refused_and_never_crash() {
         ("scheduler.vllm.max_num_batched_tokens=4000000000", 0),
         ("scheduler.orca.max_request_tokens=4000000000", 2),
         ("kv_cache.size.blocks=4000000000", 0),
+        // Not vllm_v1's setting.
+        ("kv_cache.watermark=0.99", 0),
         ("cluster.num_replicas=100000", 0),
         ("cluster.num_replicas=4000000000", 2),
         ("workload.synthetic.num_requests=4000000000", 2),
