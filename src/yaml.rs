@@ -136,10 +136,15 @@ fn message(error: &Error) -> String {
             format!("expected {}, not {unexpected}", kind_of(expected))
         }
         Error::Unexpected { expected: "mapping start", .. } => {
-            "expected a mapping, one `key: value` a line".into()
+            "expected a mapping: one `key: value` a line, or {}".into()
         }
         Error::Unexpected { expected: "sequence start", .. } => {
-            "expected a list, one `- value` a line".into()
+            "expected a list: one `- value` a line, or []".into()
+        }
+        Error::ExpectedStringKeyForExternallyTaggedEnum { .. }
+        | Error::ExternallyTaggedEnumExpectedScalarOrMapping { .. }
+        | Error::ExpectedMappingEndAfterEnumVariantValue { .. } => {
+            "expected one choice with its settings: `name: {}`".into()
         }
         Error::Eof { .. } => "the text ends here; expected more".into(),
         Error::Message { msg, .. } => one_line(msg),
@@ -276,14 +281,22 @@ mod tests {
     }
 
     #[test]
+    fn a_choice_is_one() {
+        for choice in ["{}", "{vllm: null, sarathi: {chunk_size: 1}}", "[vllm]"] {
+            let line = error(&format!("cluster:\n  replicas: 1\n  scheduler: {choice}\n"));
+            assert!(line.contains("expected one choice with its settings: `name: {}`"), "{line}");
+        }
+    }
+
+    #[test]
     fn a_mapping_or_list_that_is_none_is_asked_for_by_its_look() {
         assert_eq!(
             error("cluster: 1\n"),
-            "run.yml:1:10: cluster: expected a mapping, one `key: value` a line (found: cluster: 1)"
+            "run.yml:1:10: cluster: expected a mapping: one `key: value` a line, or {} (found: cluster: 1)"
         );
         assert_eq!(
             error("cluster: {replicas: 1}\nseeds: 7\n"),
-            "run.yml:2:8: seeds: expected a list, one `- value` a line (found: seeds: 7)"
+            "run.yml:2:8: seeds: expected a list: one `- value` a line, or [] (found: seeds: 7)"
         );
     }
 

@@ -43,6 +43,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
     let catalog = Catalog::open(args.data_dir.as_deref());
     let cache = TableCache::of_user();
     let run = Run::resolve_with(config, &catalog, &cache).map_err(Failure::user)?;
+    super::note_cache(&cache);
     let (found, ..) =
         explain::explain(&run, run.record_options(), Silent).map_err(Failure::user)?;
     if let Some(dir) = folder.filter(|_| args.set.is_empty()) {

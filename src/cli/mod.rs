@@ -14,6 +14,7 @@ mod simulate;
 mod table;
 mod validate;
 
+use crate::predictor::TableCache;
 use crate::report::run_dir::{RunDir, RunDirError};
 use clap::{Parser, Subcommand};
 use std::fmt::Display;
@@ -73,6 +74,16 @@ impl Failure {
     /// Something that only we can mend.
     pub fn internal(message: impl Display) -> Self {
         Failure::Internal(message.to_string())
+    }
+}
+
+/// Says when fitted tables could not be kept, as the next run then fits them again.
+fn note_cache(cache: &TableCache) {
+    if let Some(trouble) = cache.trouble() {
+        eprintln!(
+            "note: fitted tables are not kept: {trouble}; set VIDUR_CACHE_DIR to a folder that can \
+             be written"
+        );
     }
 }
 

@@ -17,8 +17,8 @@ use std::time::Instant;
 /// Simulate serving and report latency and throughput.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Without --config the built-in example runs: a small model on a CPU that we \
-measured. `vidur simulate --print-config` shows every field and its value."
+    after_help = "Without --config the built-in example runs: Llama-3.1-8B on one H100 (h100_sxm). \
+`vidur simulate --print-config` shows every field and its value."
 )]
 pub struct Args {
     /// YAML file that describes the run; fields it leaves out keep their defaults
@@ -56,7 +56,7 @@ pub struct Args {
     /// Seeds of each case that --compare runs
     #[arg(long, default_value_t = 5, value_name = "N", requires = "compare", value_parser = clap::value_parser!(u32).range(2..=1000))]
     seeds: u32,
-    /// Print the resolved config and stop
+    /// Print the config that a run would write to its config.yml, defaults resolved, and stop
     #[arg(long)]
     print_config: bool,
     /// Folder of models and devices that take precedence over the built-in ones
@@ -77,7 +77,9 @@ pub enum Format {
 
 pub fn run(args: Args) -> Result<(), Failure> {
     let config = load(&args)?;
+    let catalog = Catalog::open(args.data_dir.as_deref());
     if args.print_config {
+        let config = config.resolved(&catalog).map_err(Failure::user)?;
         let text = serde_saphyr::to_string(&config).map_err(Failure::internal)?;
         return super::table::print(&text);
     }
@@ -87,13 +89,15 @@ pub fn run(args: Args) -> Result<(), Failure> {
         ));
     }
     let started = Instant::now();
-    let catalog = Catalog::open(args.data_dir.as_deref());
     let cache = if args.no_cache { TableCache::off() } else { TableCache::of_user() };
     if !args.compare.is_empty() {
         let dir = args.output_dir.as_deref();
-        return compare::run(&config, &args.compare, args.seeds, dir, &catalog, &cache);
+        compare::run(&config, &args.compare, args.seeds, dir, &catalog, &cache)?;
+        super::note_cache(&cache);
+        return Ok(());
     }
     let run = Run::resolve_with(config, &catalog, &cache).map_err(Failure::user)?;
+    super::note_cache(&cache);
     for note in &run.workload.notes {
         eprintln!("note: {note}");
     }

@@ -5,7 +5,7 @@
 //! that fits. What changes gets another name, so that nothing stale is ever read. Files appear
 //! whole (written under another name, then renamed) and end with a digest: two processes may write
 //! one at a time, and what is cut short or damaged is ignored and written anew. A folder that
-//! cannot be used means that tables are fitted again, never an error.
+//! cannot be used means that tables are fitted again, never an error; [`TableCache::trouble`] says so.
 
 use super::{Limits, PredictorConfig, System};
 use crate::dataset::read::ProfileSet;
@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// The sources that decide what a table holds beside its inputs, and the versions of the libraries
 /// that fit it.
@@ -36,6 +37,8 @@ const DIGEST: usize = 32;
 pub struct TableCache {
     /// `None` keeps nothing.
     dir: Option<PathBuf>,
+    /// Why the first table that could not be kept was not.
+    trouble: OnceLock<String>,
 }
 
 /// The folder `name` of the user's cache: below `$VIDUR_CACHE_DIR`, else `$XDG_CACHE_HOME/vidur`, else
@@ -71,13 +74,13 @@ impl TableCache {
 
     /// Keeps tables in `dir`, which need not exist yet.
     pub fn in_dir(dir: impl Into<PathBuf>) -> TableCache {
-        TableCache { dir: Some(dir.into()) }
+        TableCache { dir: Some(dir.into()), trouble: OnceLock::new() }
     }
 
     /// Keeps tables in the user's cache: `$VIDUR_CACHE_DIR/tables`, else
     /// `$XDG_CACHE_HOME/vidur/tables`, else `~/.cache/vidur/tables`.
     pub fn of_user() -> TableCache {
-        TableCache { dir: user_cache("tables") }
+        TableCache { dir: user_cache("tables"), trouble: OnceLock::new() }
     }
 
     /// The tables of `key`; `None` when they are not kept, or damaged.
@@ -105,7 +108,15 @@ impl TableCache {
         let digest = Sha256::digest(&bytes);
         bytes.extend_from_slice(&digest);
         // Not kept is not wrong: the next run fits the tables again.
-        let _ = write_whole(&path, &bytes);
+        if let Err(e) = write_whole(&path, &bytes) {
+            let dir = path.parent().unwrap_or(&path).display();
+            self.trouble.get_or_init(|| format!("{dir}: {e}"));
+        }
+    }
+
+    /// Why a table was not kept: the folder and what the system says.
+    pub fn trouble(&self) -> Option<&str> {
+        self.trouble.get().map(String::as_str)
     }
 
     fn path(&self, key: &Key) -> Option<PathBuf> {

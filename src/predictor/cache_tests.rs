@@ -192,10 +192,13 @@ fn two_writers_at_once_leave_a_whole_file() {
 #[test]
 fn a_folder_that_cannot_be_used_keeps_nothing_and_is_no_error() {
     let file = tempfile::NamedTempFile::new().unwrap();
-    for cache in [TableCache::off(), TableCache::in_dir(file.path().join("below/a/file"))] {
+    let below = TableCache::in_dir(file.path().join("below/a/file"));
+    for (cache, troubled) in [(TableCache::off(), false), (below, true)] {
         let key = some_key();
         cache.write(&key, &sheets(1.0));
         assert_eq!(cache.read(&key), None);
+        let trouble = cache.trouble().unwrap_or_default();
+        assert_eq!(trouble.contains("below/a/file: "), troubled, "{trouble}");
     }
 }
 

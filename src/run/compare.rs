@@ -279,7 +279,7 @@ mod tests {
         for (text, expected) in [
             ("seed", "--set seed: expected path=a,b"),
             ("seed=", "--set seed=: expected values after"),
-            ("sed=1,2", "--set sed=1: sed: unknown field"),
+            ("sed=1,2", "--set sed=1: unknown field `sed`; did you mean `seed`?"),
         ] {
             let error = typed(&[text]).unwrap_err();
             assert!(error.starts_with(expected), "{error}");

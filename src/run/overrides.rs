@@ -56,9 +56,9 @@ impl RunConfig {
         let value: Value = yaml::from_str(text, "the value").map_err(|e| wrong(e.to_string()))?;
         let mut root = serde_json::to_value(self).map_err(|e| wrong(e.to_string()))?;
         put(&mut root, path.trim(), value).map_err(wrong)?;
-        serde_path_to_error::deserialize(root).map_err(|e| {
-            let at = e.path().to_string();
-            wrong(if at == "." { e.inner().to_string() } else { format!("{at}: {}", e.inner()) })
+        // JSON is YAML: errors are those of a config file, but for their places.
+        yaml::from_str(&root.to_string(), "").map_err(|e| {
+            wrong(if e.path.is_empty() { e.message } else { format!("{}: {}", e.path, e.message) })
         })
     }
 }
@@ -173,7 +173,16 @@ mod tests {
     fn what_cannot_be_set_says_why() {
         for (set, expected) in [
             ("seed", "--set seed: expected path=value, such as seed=7"),
-            ("seed=-1", "--set seed=-1: seed: invalid value: integer `-1`, expected u64"),
+            ("seed=-1", "--set seed=-1: seed: expected a whole number, 0 or above"),
+            (
+                "scheduler=vllm",
+                "--set scheduler=vllm: scheduler.vllm: expected a mapping: one `key: value` a line, \
+                 or {}",
+            ),
+            (
+                "metrics=null",
+                "--set metrics=null: metrics: expected a mapping: one `key: value` a line, or {}",
+            ),
             ("seed.x=1", "--set seed.x=1: seed is 42, which has no field x"),
             ("a..b=1", "--set a..b=1: the path has an empty part; expected names joined by dots"),
         ] {

@@ -22,6 +22,17 @@ use crate::workload::{RequestSpec, Workload};
 use serde::Serialize;
 use std::sync::Arc;
 
+impl RunConfig {
+    /// The config that a run of this one keeps: paths expanded, and what is left to the device by
+    /// the engine's rules. No profile is read.
+    ///
+    /// # Errors
+    /// The first thing in it that does not hold.
+    pub fn resolved(self, catalog: &Catalog) -> Result<RunConfig, ResolveError> {
+        Ok(settle(self, catalog)?.config)
+    }
+}
+
 /// A run that can start.
 pub struct Run {
     /// The config that it came from, paths expanded.
@@ -106,34 +117,14 @@ impl Run {
     /// # Errors
     /// The first thing that does not hold.
     pub fn resolve_in(
-        mut config: RunConfig,
+        config: RunConfig,
         catalog: &Catalog,
         cache: &TableCache,
         pool: Option<&Pool>,
     ) -> Result<Self, ResolveError> {
-        expand_paths(&mut config)?;
-        let model = catalog.model(&config.model).map_err(at("model"))?;
+        let Setting { config, model, device, root } = settle(config, catalog)?;
         let cluster = &config.cluster;
-        let parallel = Parallelism {
-            tensor_parallel: cluster.tensor_parallel,
-            pipeline_parallel: cluster.pipeline_parallel,
-        };
-        parallel.check(&model).map_err(at("cluster"))?;
-        if !(1..=100_000).contains(&cluster.num_replicas) {
-            let n = cluster.num_replicas;
-            return Err(ResolveError(format!("cluster.num_replicas: {n}; expected 1 to 100000")));
-        }
-        let stages = parallel.pipeline_parallel;
-        check_kv(&config)?;
-        config.slo.check().map_err(ResolveError)?;
-        let sku = &config.cluster.sku;
-        let root = lookup::profile_root(config.profiling_dir.as_deref(), sku, &model)?;
-        let device = lookup::device(sku, catalog, &root)?;
-        if config.predictor == PredictorConfig::default() && runs_graphs(&root, &device, &model) {
-            config.predictor = PredictorConfig::Graph(GraphSettings::default());
-        }
-        config.scheduler = config.scheduler.on(&device);
-        config.scheduler.check(stages, config.kv_cache.block_size).map_err(ResolveError)?;
+        let parallel = parallelism(&config);
         let limits = config.scheduler.limits(parallel.pipeline_parallel);
         let dtype = device.compute_dtype(model.dtype);
         let (kv, num_blocks) = size_kv(&config, &model, &device, parallel, dtype, limits)?;
@@ -231,11 +222,7 @@ impl Run {
 
     /// How each replica is spread over devices.
     pub fn parallelism(&self) -> Parallelism {
-        let cluster = &self.config.cluster;
-        Parallelism {
-            tensor_parallel: cluster.tensor_parallel,
-            pipeline_parallel: cluster.pipeline_parallel,
-        }
+        parallelism(&self.config)
     }
 
     /// The number format that the model runs in.
@@ -255,6 +242,45 @@ impl Run {
             workload: &self.workload.description,
         }
     }
+}
+
+fn parallelism(config: &RunConfig) -> Parallelism {
+    Parallelism {
+        tensor_parallel: config.cluster.tensor_parallel,
+        pipeline_parallel: config.cluster.pipeline_parallel,
+    }
+}
+
+/// A config with nothing left open, and what it names.
+struct Setting {
+    config: RunConfig,
+    model: ModelSpec,
+    device: DeviceSku,
+    root: ProfileRoot,
+}
+
+/// Looks up model and device, and decides what the config leaves to them.
+fn settle(mut config: RunConfig, catalog: &Catalog) -> Result<Setting, ResolveError> {
+    expand_paths(&mut config)?;
+    let model = catalog.model(&config.model).map_err(at("model"))?;
+    let parallel = parallelism(&config);
+    parallel.check(&model).map_err(at("cluster"))?;
+    if !(1..=100_000).contains(&config.cluster.num_replicas) {
+        let n = config.cluster.num_replicas;
+        return Err(ResolveError(format!("cluster.num_replicas: {n}; expected 1 to 100000")));
+    }
+    check_kv(&config)?;
+    config.slo.check().map_err(ResolveError)?;
+    let sku = &config.cluster.sku;
+    let root = lookup::profile_root(config.profiling_dir.as_deref(), sku, &model)?;
+    let device = lookup::device(sku, catalog, &root)?;
+    if config.predictor == PredictorConfig::default() && runs_graphs(&root, &device, &model) {
+        config.predictor = PredictorConfig::Graph(GraphSettings::default());
+    }
+    config.scheduler = config.scheduler.on(&device);
+    let (stages, block_size) = (parallel.pipeline_parallel, config.kv_cache.block_size);
+    config.scheduler.check(stages, block_size).map_err(ResolveError)?;
+    Ok(Setting { config, model, device, root })
 }
 
 fn expand_paths(config: &mut RunConfig) -> Result<(), ResolveError> {
@@ -356,6 +382,7 @@ fn size_kv(
             let rule = config.scheduler.memory_rule();
             let plan =
                 memory::plan(model, device, parallel, dtype, bounds, block_size, utilization, rule)
+                    .map_err(|e| e.line(&config.scheduler.batch_settings()))
                     .map_err(at("kv_cache"))?;
             Ok((KvReport::Planned(plan), plan.num_blocks))
         }

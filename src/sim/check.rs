@@ -9,15 +9,18 @@ use crate::workload::Workload;
 pub enum SimError {
     /// One request needs more KV cache than a replica has.
     #[error(
-        "request {id} has {tokens} tokens and needs {needed} KV blocks of {block_size} tokens, but a \
-         replica has {capacity} with {watermark} kept free: it could never finish; use a shorter \
-         maximum length, more memory per replica (tensor_parallel, another device) or a smaller model"
+        "request {id} {} and needs {needed} KV blocks of {block_size} tokens, but a replica has \
+         {capacity} with {watermark} kept free: it could never finish; {}",
+        asks(*tokens, reserved.as_deref()),
+        cure(*needed < *capacity, reserved.as_deref())
     )]
     RequestTooLong {
         /// Which.
         id: RequestId,
-        /// Prompt and output.
+        /// Prompt and output, or what is reserved for them.
         tokens: u32,
+        /// The setting that reserves more than the request has.
+        reserved: Option<String>,
         /// Blocks that they fill.
         needed: u32,
         /// Tokens per block.
@@ -75,11 +78,34 @@ pub enum SimError {
     },
 }
 
+fn asks(tokens: u32, reserved: Option<&str>) -> String {
+    match reserved {
+        Some(setting) => format!("reserves {tokens} tokens by {setting}"),
+        None => format!("has {tokens} tokens"),
+    }
+}
+
+fn cure(fits_without_watermark: bool, reserved: Option<&str>) -> String {
+    let shorter = match (fits_without_watermark, reserved) {
+        (true, _) => "a lower kv_cache.watermark".into(),
+        (false, Some(setting)) => format!("a lower {setting}"),
+        (false, None) => "a shorter maximum length".to_owned(),
+    };
+    format!(
+        "use {shorter}, more memory per replica (kv_cache.size, tensor_parallel, another device) or a \
+         smaller model"
+    )
+}
+
 /// Refuses requests that no replica could ever finish.
 pub(super) fn check_lengths(config: &SimConfig, workload: &Workload) -> Result<(), SimError> {
     let longest = config.scheduler.longest_request();
     let longest_prompt = config.scheduler.longest_prompt();
     let reserved = config.scheduler.reserved_tokens();
+    let reserved_by = || longest.as_ref().map(|(setting, _)| setting.clone());
+    let watermark = if config.scheduler.keeps_watermark() { config.watermark_blocks } else { 0 };
+    // As in Vidur, a free block is asked for even when none has to be added.
+    let watermark = watermark.max(1);
     for (i, r) in workload.requests.iter().enumerate() {
         let id = RequestId(i as u32);
         let tokens = r.prefill_tokens.saturating_add(r.decode_tokens);
@@ -92,12 +118,13 @@ pub(super) fn check_lengths(config: &SimConfig, workload: &Workload) -> Result<(
             let (setting, limit) = (setting.clone(), *limit);
             return Err(SimError::PromptOverLimit { id, tokens: prompt, setting, limit });
         }
-        let needed = tokens.max(reserved).div_ceil(config.block_size);
-        let watermark = config.watermark_blocks.max(1);
+        let held = tokens.max(reserved);
+        let needed = held.div_ceil(config.block_size);
         if needed.saturating_add(watermark) > config.kv_blocks {
             return Err(SimError::RequestTooLong {
                 id,
-                tokens: tokens.max(reserved),
+                tokens: held,
+                reserved: reserved_by().filter(|_| held > tokens),
                 needed,
                 block_size: config.block_size,
                 capacity: config.kv_blocks,

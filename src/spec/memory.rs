@@ -111,11 +111,47 @@ const SAMPLER_BYTES_PER_LOGIT: f64 = 2.0 + 4.0 + 4.0 + 8.0 + 4.0 + 4.0;
 /// blocks of 2 MiB, 16.06 GB of weights) when sampling's peak is taken off. One run: an estimate.
 const VLLM_GRAPHS_BYTES: f64 = 384e6;
 
+/// Why there is no room for a KV cache, and which settings would make some.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NoRoom {
+    /// What is there and what is needed.
+    what: String,
+    /// The share of the memory that would do.
+    utilization: Option<f64>,
+    /// Tokens and sequences of a batch too large for what the weights leave.
+    batch: Option<(u32, u32)>,
+    /// Whether a smaller part of the model per device, or a larger device, helps.
+    devices: bool,
+}
+
+impl NoRoom {
+    /// One line with the cures; `batch_settings` bound a batch.
+    pub fn line(&self, batch_settings: &str) -> String {
+        let utilization = self
+            .utilization
+            .map(|share| format!("raise kv_cache.size.memory_utilization to {share:.2} or more"));
+        let batch = self.batch.map(|(tokens, seqs)| {
+            format!("lower {batch_settings} (a batch may have {tokens} tokens of {seqs} sequences)")
+        });
+        let devices = self.devices.then(|| {
+            "use a larger tensor_parallel or pipeline_parallel, or a device with more memory".into()
+        });
+        let cures: Vec<String> = [utilization, batch, devices].into_iter().flatten().collect();
+        format!("{}; {}", self.what, cures.join(", or "))
+    }
+}
+
+impl From<NoRoom> for String {
+    fn from(error: NoRoom) -> String {
+        error.line("the largest batch")
+    }
+}
+
 /// Plans a replica whose engine may use `utilization` of each device's memory for batches of at
 /// most `max_tokens` tokens and `max_seqs` sequences.
 ///
 /// # Errors
-/// One line that says what does not fit, by how much, and the cure.
+/// What does not fit, by how much, and the cure.
 #[allow(clippy::too_many_arguments)]
 pub fn plan(
     model: &ModelSpec,
@@ -126,7 +162,7 @@ pub fn plan(
     block_size: u32,
     utilization: f64,
     rule: MemoryRule,
-) -> Result<MemoryPlan, String> {
+) -> Result<MemoryPlan, NoRoom> {
     let (max_tokens, max_seqs) = limits;
     let memory = device.memory_bytes as f64;
     let layers_peak = |seqs| activation_bytes(model, parallel, max_tokens, seqs, dtype);
@@ -152,24 +188,32 @@ pub fn plan(
         };
         (weights, block, kv, (kv / block).floor())
     };
-    let tightest = (0..parallel.pipeline_parallel)
-        .map(stage_plan)
-        .min_by(|a, b| a.3.total_cmp(&b.3))
-        .ok_or("pipeline_parallel must be at least 1")?;
-    let (weights, block, kv, blocks) = tightest;
-    let gib = |bytes: f64| bytes / f64::from(1 << 30);
+    let tightest = (0..parallel.pipeline_parallel.max(1)).map(stage_plan);
+    let tightest = tightest.min_by(|a, b| a.3.total_cmp(&b.3));
+    let (weights, block, kv, blocks) = tightest.unwrap_or_default();
     if blocks < 1.0 {
-        return Err(format!(
-            "{} does not fit on {}: {:.1} GiB of weights and {:.1} GiB of activations per device, \
-             {:.1} GiB of {:.1} GiB usable; use a larger tensor_parallel or pipeline_parallel, or a \
-             device with more memory",
-            model.name,
-            device.name,
-            gib(weights),
-            gib(activations),
-            gib(budget),
-            gib(device.memory_bytes as f64)
-        ));
+        let gib = |bytes: f64| bytes / f64::from(1 << 30);
+        // The share that one block would need.
+        let share = match rule {
+            MemoryRule::Trtllm => block / (memory - weights - activations),
+            _ => (weights + activations + block) / memory,
+        };
+        return Err(NoRoom {
+            what: format!(
+                "{} does not fit on {}: {:.1} GiB of weights and {:.1} GiB of activations per \
+                 device, {:.1} GiB of {:.1} GiB usable",
+                model.name,
+                device.name,
+                gib(weights),
+                gib(activations),
+                gib(budget),
+                gib(memory)
+            ),
+            utilization: Some((share * 100.0).ceil() / 100.0)
+                .filter(|share| *share > utilization && *share <= 1.0),
+            batch: Some(limits).filter(|_| weights + block <= budget || activations >= memory),
+            devices: activations < memory,
+        });
     }
     Ok(MemoryPlan {
         weight_bytes: weights as u64,
@@ -246,6 +290,28 @@ mod tests {
     fn vllm_has_the_blocks_that_it_reported() {
         let ours = f64::from(blocks(MemoryRule::VllmV1, 0.9));
         assert!((ours / 2588.0 - 1.0).abs() < 0.03, "{ours}");
+    }
+
+    #[test]
+    fn what_does_not_fit_names_the_setting_at_fault() {
+        let catalog = Catalog::open(None);
+        let device = catalog.device("h100_sxm").unwrap();
+        let cures = |size: &str, limits, utilization| {
+            let model = catalog.model(&format!("meta-llama/Llama-3.1-{size}")).unwrap();
+            let rule = MemoryRule::Plain;
+            let p = Parallelism::SINGLE;
+            let error = plan(&model, &device, p, Dtype::Bf16, limits, 16, utilization, rule);
+            error.unwrap_err().line("a or b").split_once("; ").unwrap().1.to_owned()
+        };
+        let devices =
+            "use a larger tensor_parallel or pipeline_parallel, or a device with more memory";
+        let share = "raise kv_cache.size.memory_utilization to 0.19 or more";
+        assert_eq!(cures("8B", (512, 128), 0.15), format!("{share}, or {devices}"));
+        assert_eq!(cures("70B", (512, 128), 0.9), devices);
+        assert_eq!(
+            cures("8B", (u32::MAX, 128), 0.9),
+            "lower a or b (a batch may have 4294967295 tokens of 128 sequences)"
+        );
     }
 
     #[test]

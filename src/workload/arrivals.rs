@@ -63,7 +63,8 @@ pub enum ArrivalConfig {
 }
 
 impl ArrivalConfig {
-    /// Multiplies the rate by `factor`, or for clients their number. Arrivals without a rate stay.
+    /// Multiplies the rate by `factor`, or for clients their number, of which one at least stays.
+    /// Arrivals without a rate stay.
     pub fn scale_rate(&mut self, factor: f64) {
         match self {
             ArrivalConfig::Poisson { requests_per_s, .. }
@@ -73,7 +74,8 @@ impl ArrivalConfig {
                 *requests_per_s *= factor;
             }
             ArrivalConfig::ClosedLoop { concurrency, .. } => {
-                *concurrency = (f64::from(*concurrency) * factor).round() as u32;
+                let scaled = (f64::from(*concurrency) * factor).round() as u32;
+                *concurrency = scaled.max((*concurrency).min(1));
             }
             ArrivalConfig::AllAtOnce {} | ArrivalConfig::Trace { requests_per_s: None, .. } => {}
         }
@@ -100,20 +102,26 @@ impl ArrivalConfig {
         }
     }
 
-    /// The clients of a closed loop.
+    /// The clients of a closed loop that send `n` requests.
     ///
     /// # Errors
-    /// When there is none of them, or the think time is no time.
-    pub(super) fn clients(&self) -> Result<Option<Clients>, WorkloadError> {
+    /// When there is none of them, or the think time is no time or takes the last request past the
+    /// range of the clock.
+    pub(super) fn clients(&self, n: u32) -> Result<Option<Clients>, WorkloadError> {
         let ArrivalConfig::ClosedLoop { concurrency, think_time_s } = *self else {
             return Ok(None);
         };
         if concurrency == 0 {
             return Err(self.invalid("concurrency", "0; expected at least 1".into()));
         }
-        let think_time = SimDuration::from_seconds(think_time_s).ok_or_else(|| {
-            self.invalid("think_time_s", format!("{think_time_s}; expected 0 or more seconds"))
-        })?;
+        let wrong = |expected| self.invalid("think_time_s", format!("{think_time_s}; {expected}"));
+        if !(think_time_s.is_finite() && think_time_s >= 0.0) {
+            return Err(wrong("expected 0 or more seconds"));
+        }
+        let rounds = f64::from(n.div_ceil(concurrency));
+        let think_time = SimTime::from_seconds(think_time_s * rounds)
+            .and(SimDuration::from_seconds(think_time_s))
+            .ok_or_else(|| wrong("so long that the last request is centuries away"))?;
         Ok(Some(Clients { concurrency, think_time }))
     }
 
@@ -164,9 +172,13 @@ impl ArrivalConfig {
                 Box::new(move || gap.sample(rng).min(longest))
             }
             ArrivalConfig::Gamma { cv, .. } => {
-                let shape = 1.0 / positive("cv", *cv)?.powi(2);
-                let gap = Gamma::new(shape, 1.0 / (rate * shape))
-                    .map_err(|e| self.invalid("cv", e.to_string()))?;
+                if !(1e-6..=1e6).contains(cv) {
+                    return Err(self.invalid("cv", format!("{cv:?}; expected 1e-6 to 1e6")));
+                }
+                let shape = 1.0 / cv.powi(2);
+                let gap = Gamma::new(shape, 1.0 / (rate * shape)).map_err(|e| {
+                    self.invalid("requests_per_s", format!("{rate:?} with cv {cv:?}: {e}"))
+                })?;
                 Box::new(move || gap.sample(rng))
             }
         };
@@ -303,6 +315,26 @@ mod tests {
         }
         let slow = ArrivalConfig::FixedRate { requests_per_s: 1e-300 };
         assert!(draw(&slow, 1).unwrap_err().contains("centuries"));
+        let wild = ArrivalConfig::Gamma { requests_per_s: 1.0, cv: 1e200 };
+        assert_eq!(
+            draw(&wild, 1).unwrap_err(),
+            "workload.synthetic.arrivals.gamma.cv: 1e200; expected 1e-6 to 1e6"
+        );
+    }
+
+    #[test]
+    fn clients_keep_one_of_them_and_the_range_of_the_clock() {
+        let closed = |think_time_s| ArrivalConfig::ClosedLoop { concurrency: 8, think_time_s };
+        let mut fewer = closed(0.0);
+        fewer.scale_rate(0.01);
+        assert_eq!(fewer.clients(9).unwrap().unwrap().concurrency, 1);
+        assert!(closed(1e9).clients(18 * 8).is_ok());
+        let error = closed(1e9).clients(19 * 8).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "workload.synthetic.arrivals.closed_loop.think_time_s: 1000000000; so long that the last \
+             request is centuries away"
+        );
     }
 
     #[test]

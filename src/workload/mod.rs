@@ -167,7 +167,7 @@ impl SyntheticConfig {
             })
             .collect();
         let description = format!("{n} requests, {}, {}", self.arrivals, self.lengths);
-        let clients = self.arrivals.clients()?;
+        let clients = self.arrivals.clients(self.num_requests)?;
         Ok(Workload { requests, description, notes, clients, ..Workload::default() })
     }
 }

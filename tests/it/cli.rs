@@ -263,6 +263,15 @@ fn bad_configs_are_answered_in_one_line() {
         ("variable", "profiling_dir: ${VIDUR_NO_SUCH_VARIABLE}/x\n"),
         ("no memory", "kv_cache: {size: {blocks: 3}}\n"),
         ("watermark", "kv_cache: {watermark: 1.5}\n"),
+        (
+            "all kept free",
+            "kv_cache: {watermark: 0.99, size: {blocks: 300}}\nscheduler: {sarathi: {}}\n",
+        ),
+        ("reserved", "kv_cache: {size: {blocks: 200}}\nscheduler: {orca: {}}\n"),
+        ("small share", "kv_cache: {size: {memory_utilization: 0.15}}\n"),
+        ("large batch", "scheduler: {orca: {max_num_seqs: 4294967295}}\n"),
+        ("no tokens", "scheduler: {vllm_v1: {max_num_batched_tokens: 0}}\n"),
+        ("no seats", "scheduler: {sglang: {max_running_requests: 0}}\n"),
     ];
     let answers: Vec<String> =
         cases.iter().map(|(name, text)| format!("{name}\n  {}", refused_config(text))).collect();
@@ -278,6 +287,8 @@ fn settings_beyond_reason_are_served_or_refused_and_never_crash() {
         ("scheduler.vllm.max_num_batched_tokens=4000000000", 0),
         ("scheduler.orca.max_request_tokens=4000000000", 2),
         ("kv_cache.size.blocks=4000000000", 0),
+        // Not vllm_v1's setting.
+        ("kv_cache.watermark=0.99", 0),
         ("cluster.num_replicas=100000", 0),
         ("cluster.num_replicas=4000000000", 2),
         ("workload.synthetic.num_requests=4000000000", 2),
@@ -348,6 +359,14 @@ fn print_config_gives_a_config_that_runs() {
     let (_, again, _) =
         vidur_in(dir.path(), &["simulate", "--config", "all.yml", "--print-config"]);
     assert_eq!(config, again);
+    let sglang = ["--set", "scheduler.sglang={}", "--set", "workload.synthetic.num_requests=2"];
+    for more in [&["--set", "workload.synthetic.num_requests=2"], &sglang[..]] {
+        let args = |last: &[&'static str]| [&["simulate"], more, last].concat();
+        assert_eq!(vidur_in(dir.path(), &args(&["--output-dir", "run"])).0, 0);
+        let (_, printed, _) = vidur_in(dir.path(), &args(&["--print-config"]));
+        assert_eq!(printed, fs::read_to_string(dir.path().join("run/config.yml")).unwrap());
+        fs::remove_dir_all(dir.path().join("run")).unwrap();
+    }
 }
 
 #[test]
@@ -445,10 +464,15 @@ fn fitted_forests_are_kept_unless_no_cache_is_asked_and_change_nothing() {
             .output()
             .unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        output.stdout
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.stdout, stderr.starts_with("note: fitted tables are not kept: "))
     };
     let fresh = run(&["--no-cache"]);
+    assert!(!fresh.1);
     assert!(!cache.exists());
+    fs::write(&cache, "a file, no folder").unwrap();
+    assert_eq!(run(&[]), (fresh.0.clone(), true));
+    fs::remove_file(&cache).unwrap();
     assert_eq!(run(&[]), fresh);
     assert_eq!(fs::read_dir(cache.join("tables")).unwrap().count(), 1);
     assert_eq!(run(&[]), fresh);

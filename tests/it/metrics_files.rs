@@ -171,7 +171,7 @@ fn what_cannot_be_measured_is_refused_in_one_line() {
         "error: slo.tpot_ms: 0; expected milliseconds above 0\n"
     );
     assert!(refused(&["slo.itl_ms=5"], &[]).contains("unknown field `itl_ms`"));
-    assert!(refused(&["metrics.dialect=sglang"], &[]).contains("unknown variant `sglang`"));
+    assert!(refused(&["metrics.dialect=sglang"], &[]).contains("unknown value `sglang`"));
     assert!(refused(&[], &["--format", "vllm-bench", "--no-output"]).contains("cannot be used"));
     assert!(refused(&[], &["--save-detailed"]).contains("--format"));
 }

@@ -304,16 +304,17 @@ impl SchedulerConfig {
     /// The path of the field, and what was expected.
     pub fn check(&self, num_stages: u32, block_size: u32) -> Result<(), String> {
         let name = self.name();
-        if self.max_num_seqs() < num_stages.max(1) {
-            return Err(format!(
-                "scheduler.{name}.max_num_seqs: {}; expected at least the number of pipeline \
-                 stages, {num_stages}",
-                self.max_num_seqs()
-            ));
-        }
+        // Before the seats, whose default follows from it.
         let (setting, tokens) = self.token_setting();
         if tokens == 0 {
             return Err(format!("scheduler.{name}.{setting}: 0; expected at least 1 token"));
+        }
+        if self.max_num_seqs() < num_stages.max(1) {
+            return Err(format!(
+                "{}: {}; expected at least the number of pipeline stages, {num_stages}",
+                self.seats_setting(),
+                self.max_num_seqs()
+            ));
         }
         if let SchedulerConfig::Trtllm(c) = self
             && c.enable_chunked_prefill

@@ -58,4 +58,13 @@ impl SchedulerConfig {
             _ => 0,
         }
     }
+    /// Whether a request is admitted only while `kv_cache.watermark` of the blocks stays free.
+    pub fn keeps_watermark(&self) -> bool {
+        matches!(self, SchedulerConfig::Sarathi(_) | SchedulerConfig::Vllm(_))
+    }
+
+    /// The settings that bound a batch.
+    pub fn batch_settings(&self) -> String {
+        format!("{} or {}", self.seats_setting(), self.token_setting().0)
+    }
 }

@@ -49,7 +49,7 @@ mod tests {
         let refused = read_text(OLD, |c| c.empty = Some(Empty::Refuse)).unwrap_err();
         assert_eq!(
             refused,
-            "t.csv:3: Response tokens is \"0\"; expected a whole number, 1 or more \
+            "t.csv:3: Response tokens is \"0\"; expected a whole number, 1 to 1000000000 \
              (`empty: skip` leaves such requests out, `empty: one` makes it 1)"
         );
     }

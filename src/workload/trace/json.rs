@@ -8,6 +8,7 @@ use super::layout::{
 use super::sharegpt::Turn;
 use super::source::broken;
 use super::{Source, TraceError, sharegpt, timestamp};
+use serde::de::value::MapDeserializer;
 use serde::de::{
     DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor,
 };
@@ -31,9 +32,9 @@ pub(super) fn read(
         let layout = match known {
             Some(layout) => layout,
             None => {
-                let object: Map<String, Value> =
+                let object: Pairs =
                     serde_json::from_slice(text).map_err(|e| error(line, complaint(&e)))?;
-                recognise(true, |name| object.contains_key(name))
+                recognise(true, |name| object.has(name))
                     .ok_or_else(|| unrecognised(&file, line, &String::from_utf8_lossy(text)))?
             }
         };
@@ -41,7 +42,7 @@ pub(super) fn read(
         let mut parser = serde_json::Deserializer::from_slice(text);
         let fields = Pick(layout).deserialize(&mut parser).and_then(|f| parser.end().map(|()| f));
         let fields = fields.map_err(|e| error(line, complaint(&e)))?;
-        let done = offer(layout, need, &fields, sink).map_err(|message| error(line, message))?;
+        let done = offer(layout, need, fields, sink).map_err(|message| error(line, message))?;
         if done.is_break() {
             break;
         }
@@ -53,7 +54,7 @@ pub(super) fn read(
 fn offer(
     layout: &'static Layout,
     need: Need,
-    fields: &Fields,
+    fields: Fields,
     sink: &mut Sink<'_>,
 ) -> Result<ControlFlow<()>, String> {
     let time = match (need, layout.time) {
@@ -68,13 +69,19 @@ fn offer(
         }
     };
     let (prefill, decode) = match layout.shape {
-        Shape::Conversations => sharegpt::lengths(fields)?,
+        Shape::Conversations => sharegpt::lengths(&fields)?,
         _ => (fields.prefill.count(layout.prefill)?, fields.decode.count(layout.decode)?),
     };
-    let hashes = match need {
-        Need::Requests => fields.hashes.0.clone(),
-        Need::Lengths => Vec::new(),
-    };
+    let hashes = fields.hashes.0;
+    if let Some((name, tokens)) = layout.format.hashes()
+        && hashes.len() > prefill.div_ceil(tokens) as usize
+    {
+        return Err(format!(
+            "{name} holds {} hashes, and a prompt of {prefill} tokens has {}: one per {tokens} tokens",
+            hashes.len(),
+            prefill.div_ceil(tokens)
+        ));
+    }
     sink(layout, Row { time, prefill, decode, hashes })
 }
 
@@ -144,20 +151,55 @@ impl<'de> Visitor<'de> for Elements<'_, '_> {
                     None => return Ok(()),
                 },
                 None => {
-                    let Some(first) = seq.next_element::<Value>()? else { return Ok(()) };
-                    let Some(layout) = recognise(true, |name| first.get(name).is_some()) else {
-                        return stop(Outcome::Unknown(first.to_string()));
+                    let Some(first) = seq.next_element::<Pairs>()? else { return Ok(()) };
+                    let Some(layout) = recognise(true, |name| first.has(name)) else {
+                        let object: Map<String, Value> = first.0.into_iter().collect();
+                        return stop(Outcome::Unknown(Value::Object(object).to_string()));
                     };
-                    (layout, Pick(layout).deserialize(first).map_err(A::Error::custom)?)
+                    let pairs = MapDeserializer::new(first.0.into_iter());
+                    let fields: Result<_, serde_json::Error> = Pick(layout).visit_map(pairs);
+                    (layout, fields.map_err(A::Error::custom)?)
                 }
             };
             known = Some(layout);
-            match offer(layout, self.need, &fields, self.sink) {
+            match offer(layout, self.need, fields, self.sink) {
                 Ok(ControlFlow::Continue(())) => {}
                 Ok(ControlFlow::Break(())) => return stop(Outcome::Enough),
                 Err(message) => return stop(Outcome::Wrong(message)),
             }
         }
+    }
+}
+
+/// An object as it is written, whatever stands in it twice.
+struct Pairs(Vec<(String, Value)>);
+
+impl Pairs {
+    fn has(&self, name: &str) -> bool {
+        self.0.iter().any(|pair| pair.0 == name)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Pairs {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+
+        impl<'de> Visitor<'de> for Object {
+            type Value = Pairs;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Pairs, A::Error> {
+                let mut pairs = Vec::new();
+                while let Some(pair) = map.next_entry()? {
+                    pairs.push(pair);
+                }
+                Ok(Pairs(pairs))
+            }
+        }
+
+        deserializer.deserialize_map(Object)
     }
 }
 
@@ -172,17 +214,22 @@ pub(super) struct Fields {
     hashes: Hashes,
 }
 
-/// A list of whole numbers; anything else is no hashes.
-#[derive(Debug, Default)]
+/// A list of whole numbers; `null` is none.
+#[derive(Debug, Default, PartialEq)]
 struct Hashes(Vec<u64>);
 
 impl<'de> serde::Deserialize<'de> for Hashes {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let value = Value::deserialize(deserializer)?;
-        let list = value.as_array().map_or(&[][..], Vec::as_slice);
-        let whole = |v: &Value| v.as_u64().or_else(|| v.as_i64().map(i64::cast_unsigned));
-        let hashes: Option<Vec<u64>> = list.iter().map(whole).collect();
-        Ok(Hashes(hashes.unwrap_or_default()))
+        let wrong = |found: &Value| {
+            D::Error::custom(format!("{found} among the hashes of a prompt, not a whole number"))
+        };
+        let list = match Value::deserialize(deserializer)? {
+            Value::Null => Vec::new(),
+            Value::Array(list) => list,
+            other => return Err(wrong(&other)),
+        };
+        let hashes = list.iter().map(|v| v.as_u64().ok_or_else(|| wrong(v)));
+        Ok(Hashes(hashes.collect::<Result<_, _>>()?))
     }
 }
 
@@ -206,13 +253,14 @@ impl<'de> Visitor<'de> for Pick {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
         let mut fields = Fields::default();
+        let time = self.0.time.map_or("", |(name, _)| name);
         while let Some(slot) = map.next_key_seed(Key(self.0))? {
             match slot {
-                Slot::Time => fields.time = map.next_value()?,
-                Slot::Prefill => fields.prefill = map.next_value()?,
-                Slot::Decode => fields.decode = map.next_value()?,
-                Slot::Turns => fields.turns = map.next_value()?,
-                Slot::Hashes => fields.hashes = map.next_value()?,
+                Slot::Time => fill(&mut fields.time, map.next_value()?, time)?,
+                Slot::Prefill => fill(&mut fields.prefill, map.next_value()?, self.0.prefill)?,
+                Slot::Decode => fill(&mut fields.decode, map.next_value()?, self.0.decode)?,
+                Slot::Turns => fill(&mut fields.turns, map.next_value()?, sharegpt::TURNS)?,
+                Slot::Hashes => fill(&mut fields.hashes, map.next_value()?, "hash_ids")?,
                 Slot::Other => {
                     map.next_value::<IgnoredAny>()?;
                 }
@@ -220,6 +268,19 @@ impl<'de> Visitor<'de> for Pick {
         }
         Ok(fields)
     }
+}
+
+/// Fills `slot` unless something else stands in it: who wrote the file may have meant either.
+fn fill<T: Default + PartialEq, E: serde::de::Error>(
+    slot: &mut T,
+    value: T,
+    name: &str,
+) -> Result<(), E> {
+    if *slot != T::default() && *slot != value {
+        return Err(E::custom(format!("{name} stands twice with different values")));
+    }
+    *slot = value;
+    Ok(())
 }
 
 enum Slot {

@@ -186,12 +186,15 @@ pub(super) fn expected_time(layout: &Layout) -> String {
     layout.time.map_or_else(String::new, |(_, clock)| clock.expected())
 }
 
+/// Most tokens of a prompt or an output: sums of a few fit into 32 bits.
+const MOST_TOKENS: u32 = 1_000_000_000;
+
 /// Expectation of a column of tokens.
-pub(super) const EXPECTED_TOKENS: &str = "expected a whole number, 1 or more";
+pub(super) const EXPECTED_TOKENS: &str = "expected a whole number, 1 to 1000000000";
 
 /// A count of tokens, zero included; some tools write counts as floats.
 pub(super) fn tokens(number: f64) -> Option<u32> {
-    let whole = number.fract() == 0.0 && (0.0..=f64::from(u32::MAX / 4)).contains(&number);
+    let whole = number.fract() == 0.0 && (0.0..=f64::from(MOST_TOKENS)).contains(&number);
     whole.then_some(number as u32)
 }
 

@@ -12,6 +12,7 @@ mod layout;
 mod llmservingsim;
 mod mooncake;
 mod qwen;
+mod replay;
 mod sharegpt;
 mod source;
 mod splitwise;
@@ -27,10 +28,9 @@ mod testing;
 mod tests;
 
 pub use layout::TraceFormat;
+pub use replay::read_trace;
 
-use super::{Prefixes, RequestSpec, Workload};
-use crate::units::SimTime;
-use layout::{EXPECTED_TOKENS, Layout, Need, Row, Stamp, expected_time, wrong};
+use layout::{EXPECTED_TOKENS, Layout, Need, Row, wrong};
 use serde::{Deserialize, Serialize};
 use source::Source;
 use std::ops::ControlFlow;
@@ -152,132 +152,37 @@ pub enum TraceError {
         formats: String,
     },
     /// There is nothing in it.
-    #[error("{file}: no requests; expected a header line and at least one row")]
+    #[error(
+        "{file}: no requests; expected at least one: a row below the header line, or an object of JSON"
+    )]
     Empty {
         /// Which.
         file: String,
     },
+    /// There is something in it, and all of it is left out.
+    #[error("{left_out}; no request remains: change max_tokens, too_long or empty")]
+    NoneLeft {
+        /// What is left out and why.
+        left_out: String,
+    },
     /// A number in the config makes no trace.
-    #[error("workload.trace.{field}: {value}; expected a number above 0")]
-    Scale {
+    #[error("workload.trace.{field}: {message}")]
+    Config {
         /// Which.
         field: &'static str,
-        /// Its value.
-        value: f64,
-    },
-    /// A scale moves arrivals past the range of the clock.
-    #[error("workload.trace.time_scale: {value}; moves arrivals past 500 years")]
-    TooLate {
-        /// The scale.
-        value: f64,
+        /// Its value, and what was expected.
+        message: String,
     },
 }
 
-/// Reads a trace and applies scales and limits.
-///
-/// # Errors
-/// One line that names file, line, column, what was found and what was expected.
-pub fn read_trace(config: &TraceConfig) -> Result<Workload, TraceError> {
-    for (field, value) in [
-        ("time_scale", config.time_scale),
-        ("prefill_scale", config.prefill_scale),
-        ("decode_scale", config.decode_scale),
-    ] {
-        if !(value.is_finite() && value > 0.0) {
-            return Err(TraceError::Scale { field, value });
+impl TraceError {
+    /// No request is there: `notes` say what was left out.
+    fn none(file: String, notes: &[String]) -> Self {
+        match notes {
+            [] => TraceError::Empty { file },
+            _ => TraceError::NoneLeft { left_out: notes.join("; ") },
         }
     }
-    let limit = config.num_requests.map_or(usize::MAX, |n| n as usize);
-    // Nanoseconds and tokens: times since 1970, or the bits of the final time.
-    let mut rows: Vec<(i64, u32, u32)> = Vec::new();
-    // The hashes of each row, where the format has any.
-    let (mut hashes, mut tokens_per_hash): (Vec<Vec<u64>>, u32) = (Vec::new(), 1);
-    let mut empties = Empties::new(config.empty);
-    let (mut dropped, mut clipped, mut absolute) = (0_u64, 0_u64, false);
-    let source = Source::open(&config.file)?;
-    let file = source.file.clone();
-    layout::read(source, config.format, Need::Requests, &mut |layout, row| {
-        if rows.len() >= limit {
-            return Ok(ControlFlow::Break(()));
-        }
-        let Some((prefill, decode)) = empties.pass(layout, &row)? else {
-            return Ok(ControlFlow::Continue(()));
-        };
-        let mut prefill = scale(prefill, config.prefill_scale);
-        let decode = scale(decode, config.decode_scale);
-        let total = u64::from(prefill) + u64::from(decode);
-        if let Some(max) = config.max_tokens.filter(|&max| total > u64::from(max)) {
-            match config.too_long {
-                TooLong::Drop => {
-                    dropped += 1;
-                    return Ok(ControlFlow::Continue(()));
-                }
-                TooLong::ClipPrompt if max > decode => {
-                    clipped += 1;
-                    prefill = max - decode;
-                }
-                _ => {
-                    return Err(format!(
-                        "the request has {total} tokens, more than max_tokens {max}; raise it, or \
-                         set workload.trace.too_long to drop or clip_prompt"
-                    ));
-                }
-            }
-        }
-        let ns = match row.time {
-            Stamp::Absolute(ns) => {
-                absolute = true;
-                ns
-            }
-            Stamp::Seconds(seconds) => SimTime::from_seconds(seconds * config.time_scale)
-                .ok_or_else(|| {
-                    let name = layout.time.map_or("", |(name, _)| name);
-                    wrong(name, &format_args!("{seconds} s"), &expected_time(layout))
-                })?
-                .as_ns()
-                .cast_signed(),
-        };
-        rows.push((ns, prefill, decode));
-        if let Some((_, tokens)) = layout.format.hashes() {
-            tokens_per_hash = tokens;
-            // A prompt that was scaled is another prompt.
-            let whole = prefill == row.prefill;
-            hashes.push(if whole { row.hashes } else { Vec::new() });
-        }
-        let full = rows.len() >= limit;
-        Ok(if full { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
-    })?;
-    let Some(first) = rows.iter().map(|row| row.0).min() else {
-        return Err(TraceError::Empty { file });
-    };
-    let arrival = |ns: i64| {
-        if !absolute {
-            return Some(SimTime::from_ns(ns.cast_unsigned()));
-        }
-        SimTime::from_seconds(ns.abs_diff(first) as f64 * 1e-9 * config.time_scale)
-    };
-    let requests: Option<Vec<_>> = rows
-        .into_iter()
-        .map(|(ns, prefill_tokens, decode_tokens)| {
-            Some(RequestSpec { arrived_at: arrival(ns)?, prefill_tokens, decode_tokens })
-        })
-        .collect();
-    let mut requests = requests.ok_or(TraceError::TooLate { value: config.time_scale })?;
-    let mut order: Vec<usize> = (0..requests.len()).collect();
-    if !requests.is_sorted_by_key(|r| r.arrived_at) {
-        order.sort_by_key(|&i| requests[i].arrived_at);
-        requests = order.iter().map(|&i| requests[i]).collect();
-    }
-    let mut prefixes = Prefixes::default();
-    if hashes.iter().any(|h| !h.is_empty()) {
-        prefixes = Prefixes::new(tokens_per_hash);
-        order.iter().for_each(|&i| prefixes.push(&hashes[i]));
-    }
-    let mut notes = empties.notes(&file);
-    note(&mut notes, &file, dropped, "longer than max_tokens left out");
-    note(&mut notes, &file, clipped, "shortened to max_tokens");
-    let description = format!("{} requests replayed from {file}", requests.len());
-    Ok(Workload { requests, description, notes, prefixes, ..Workload::default() })
 }
 
 /// Prompt and output tokens of each request in a file.
@@ -305,16 +210,27 @@ pub(super) fn lengths_with_notes(
 ) -> Result<Lengths, TraceError> {
     let mut pairs = Vec::new();
     let mut empties = Empties::new(empty);
+    let mut unshared = 0;
     let source = Source::open(path)?;
     let file = source.file.clone();
     layout::read(source, format, Need::Lengths, &mut |layout, row| {
-        pairs.extend(empties.pass(layout, &row)?);
+        if let Some(pair) = empties.pass(layout, &row)? {
+            pairs.push(pair);
+            unshared += u64::from(!row.hashes.is_empty());
+        }
         Ok(ControlFlow::Continue(()))
     })?;
+    let mut notes = empties.notes(&file);
     if pairs.is_empty() {
-        return Err(TraceError::Empty { file });
+        return Err(TraceError::none(file, &notes));
     }
-    Ok(Lengths { pairs, notes: empties.notes(&file) })
+    note(
+        &mut notes,
+        &file,
+        unshared,
+        "whose hash_ids are not used: lengths alone share no prefixes",
+    );
+    Ok(Lengths { pairs, notes })
 }
 
 /// Applies [`Empty`] and counts.

@@ -25,7 +25,7 @@ const INPUTS: [&str; 4] = ["input_tokens", "prompt_tokens", "input_len", "prompt
 const OUTPUTS: [&str; 4] = ["output_tokens", "completion_tokens", "output_len", "completion_len"];
 
 /// One turn of a conversation.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, PartialEq, Deserialize)]
 pub(super) struct Turn {
     #[serde(default)]
     num_tokens: Option<Scalar>,

@@ -10,6 +10,8 @@ use std::borrow::Cow;
 
 /// Where time, prompt and output stand in a line; no time where it is not asked for.
 struct Columns {
+    /// How many the header names.
+    count: usize,
     time: Option<(usize, Clock)>,
     prefill: usize,
     decode: usize,
@@ -42,11 +44,17 @@ pub(super) fn read(
 fn find(layout: &Layout, need: Need, names: &[Cow<'_, str>]) -> Result<Columns, String> {
     let position = |name: &str| {
         let found = || names.iter().map(|n| n.escape_debug().to_string()).collect::<Vec<_>>();
-        let at = names.iter().position(|n| n == name);
-        at.ok_or_else(|| format!("no column {name}; found {}", found().join(", ")))
+        let mut places = (0..names.len()).filter(|&at| names[at] == name);
+        let at = places.next();
+        let at = at.ok_or_else(|| format!("no column {name}; found {}", found().join(", ")))?;
+        match places.next() {
+            Some(_) => Err(format!("the header names {name} twice; expected one such column")),
+            None => Ok(at),
+        }
     };
     let time = layout.time.filter(|_| need == Need::Requests);
     Ok(Columns {
+        count: names.len(),
         time: time.map(|(name, clock)| Ok::<_, String>((position(name)?, clock))).transpose()?,
         prefill: position(layout.prefill)?,
         decode: position(layout.decode)?,
@@ -54,9 +62,19 @@ fn find(layout: &Layout, need: Need, names: &[Cow<'_, str>]) -> Result<Columns, 
 }
 
 impl Columns {
+    /// A line may end with commas, but not say more than the header has names for.
+    fn within(&self, at: usize, cell: &[u8]) -> Result<(), String> {
+        if at < self.count || cell.is_empty() {
+            return Ok(());
+        }
+        let expected = format!("expected {} cells, as the header has", self.count);
+        Err(wrong(&format!("cell {}", at + 1), &show(cell), &expected))
+    }
+
     fn row(&self, layout: &Layout, line: &[u8]) -> Result<Row, String> {
         let cells: Cells<'_> = if line.contains(&b'"') {
             let cells = split(line)?;
+            cells.iter().enumerate().try_for_each(|(at, cell)| self.within(at, cell))?;
             let mut cells = cells.into_iter().map(Some).collect::<Vec<_>>();
             let mut take = |at: usize| cells.get_mut(at).and_then(Option::take).unwrap_or_default();
             let time = self.time.map_or_else(Cow::default, |(at, _)| take(at));
@@ -69,6 +87,7 @@ impl Columns {
                     // A position among three is below three.
                     found[slot] = Cow::Borrowed(cell.trim_ascii());
                 }
+                self.within(at, cell.trim_ascii())?;
             }
             found
         };

@@ -1,6 +1,7 @@
 //! Traces from text, for the tests of every format.
 
-use super::{Lengths, TraceConfig, Workload, lengths_with_notes, read_trace};
+use super::{Lengths, TraceConfig, lengths_with_notes, read_trace};
+use crate::workload::{RequestSpec, Workload};
 use std::path::Path;
 
 /// The whole file as it is.
@@ -35,7 +36,6 @@ pub(super) fn read_lengths_of(text: &str) -> Result<Lengths, String> {
 
 /// Arrival in nanoseconds, prompt and output of each request.
 pub(super) fn ns_and_tokens(workload: &Workload) -> Vec<(u64, u32, u32)> {
-    let request =
-        |r: &super::RequestSpec| (r.arrived_at.as_ns(), r.prefill_tokens, r.decode_tokens);
+    let request = |r: &RequestSpec| (r.arrived_at.as_ns(), r.prefill_tokens, r.decode_tokens);
     workload.requests.iter().map(request).collect()
 }

@@ -39,9 +39,12 @@ fn scales_and_limits_apply_in_vidurs_order() {
 #[test]
 fn errors_name_file_line_column_and_cure() {
     let header = "arrived_at,num_prefill_tokens,num_decode_tokens\n";
+    let none = "t.csv: no requests; expected at least one: a row below the header line, or an object \
+                of JSON";
     for (text, expected) in [
-        ("", "t.csv: no requests; expected a header line and at least one row"),
-        (header, "t.csv: no requests; expected a header line and at least one row"),
+        ("", none),
+        (header, none),
+        ("[]", none),
         (
             "arrived_at,num_prefill_tokens\n1,2\n",
             "t.csv:1: no column num_decode_tokens; found arrived_at, num_prefill_tokens",
@@ -52,12 +55,28 @@ fn errors_name_file_line_column_and_cure() {
         ),
         (
             &format!("{header}0,0,2\n"),
-            "t.csv:2: num_prefill_tokens is \"0\"; expected a whole number, 1 or more",
+            "t.csv:2: num_prefill_tokens is \"0\"; expected a whole number, 1 to 1000000000",
         ),
         (&format!("{header}0,1\n"), "t.csv:2: num_decode_tokens is \"\"; expected a number"),
         (
             &format!("{header}-1,1,1\n"),
             "t.csv:2: arrived_at is \"-1\"; expected a time in seconds, 0 or more, less than 500 years",
+        ),
+        (
+            &format!("{header}0,4294967296,1\n"),
+            "t.csv:2: num_prefill_tokens is \"4294967296\"; expected a whole number, 1 to 1000000000",
+        ),
+        (
+            &format!("{header}0,1,1,,x,\n"),
+            "t.csv:2: cell 5 is \"x\"; expected 3 cells, as the header has",
+        ),
+        (
+            &format!("{header}0,1,1,\"x\"\n"),
+            "t.csv:2: cell 4 is \"x\"; expected 3 cells, as the header has",
+        ),
+        (
+            "num_prefill_tokens,arrived_at,num_prefill_tokens,num_decode_tokens\n1,0,2,1\n",
+            "t.csv:1: the header names num_prefill_tokens twice; expected one such column",
         ),
     ] {
         assert_eq!(read(text, |_| {}).unwrap_err(), expected);
@@ -67,8 +86,38 @@ fn errors_name_file_line_column_and_cure() {
         long.starts_with("t.csv:2: the request has 418 tokens, more than max_tokens 400"),
         "{long}"
     );
-    let scaled = read(TWO, |c| c.time_scale = 0.0).unwrap_err();
-    assert_eq!(scaled, "workload.trace.time_scale: 0; expected a number above 0");
+    let trailing = read(&format!("{header}0,1,1,,\n"), |_| {});
+    assert_eq!(trailing.unwrap().requests.len(), 1);
+}
+
+#[test]
+fn what_is_wrong_with_the_config_is_not_blamed_on_the_file() {
+    let error = |change: &dyn Fn(&mut TraceConfig)| read(TWO, |c| change(c)).unwrap_err();
+    let limit = |c: &mut TraceConfig, max, too_long| {
+        (c.max_tokens, c.too_long) = (Some(max), too_long);
+    };
+    assert_eq!(
+        error(&|c| c.time_scale = 0.0),
+        "workload.trace.time_scale: 0; expected a number above 0"
+    );
+    assert_eq!(
+        error(&|c| c.time_scale = 1e300),
+        format!("workload.trace.time_scale: 1{}; moves arrivals past 500 years", "0".repeat(300))
+    );
+    assert_eq!(
+        error(&|c| c.num_requests = Some(0)),
+        "workload.trace.num_requests: 0; expected at least 1"
+    );
+    assert_eq!(
+        error(&|c| limit(c, 100, TooLong::Drop)),
+        "t.csv: 2 requests longer than max_tokens left out; no request remains: change max_tokens, \
+         too_long or empty"
+    );
+    assert_eq!(
+        error(&|c| limit(c, 20, TooLong::ClipPrompt)),
+        "t.csv:2: the output alone has 44 tokens and leaves no room for a prompt in max_tokens 20; \
+         raise it, or set workload.trace.too_long to drop"
+    );
 }
 
 #[test]
