@@ -396,7 +396,7 @@ mod tests {
                 "space.schedulers: sarathi.chunk_size is an empty",
             ),
             ("set: {seed: []}", "space.set.seed is an empty list"),
-            ("set: {sed: [1]}", "space.set: sed=1: sed: unknown field `sed`"),
+            ("set: {sed: [1]}", "space.set: sed=1: unknown field `sed`; did you mean `seed`?"),
         ] {
             let error = expand(yaml).unwrap_err();
             assert!(error.starts_with(expected), "{yaml}: {error}");
