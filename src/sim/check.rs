@@ -63,8 +63,8 @@ pub enum SimError {
     /// The simulated clock passes a hundred years.
     #[error(
         "after 100 years of simulated time {left} requests are not served: a step, a gap between \
-         arrivals or a think time is far too long; look at the predicted times (vidur explain) and \
-         the settings of the predictor and of arrivals"
+         arrivals or a think time is far too long; look at the times of steps (vidur explain) and the \
+         settings of arrivals"
     )]
     TooLong {
         /// Requests unfinished.
