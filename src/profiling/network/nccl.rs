@@ -27,15 +27,23 @@ fn collective_of(words: &str) -> Option<Collective> {
     PROGRAMS.iter().find(|(name, _)| words.contains(name)).map(|(_, c)| *c)
 }
 
-/// Reads the table; `collective` decides between in place and out of place.
+/// The words of a row of the table: its 13 fields, or 9 where it was cut off behind the first time.
+fn row(line: &str) -> Option<Vec<&str>> {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    // Anything else between the rows is the library talking.
+    let counts = words.len() >= 9 && words[..2].iter().all(|word| word.parse::<u64>().is_ok());
+    counts.then_some(words)
+}
+
+/// Reads the table; `collective` decides between in place and out of place. Rows without a time become
+/// notes.
 ///
 /// # Errors
-/// One line that names the line at fault.
+/// When it holds runs of different numbers of workers.
 pub fn from_text(text: &str, collective: Collective) -> Result<Readings, String> {
     let mut readings = Readings { tool: "nccl-tests".into(), ..Readings::default() };
-    let mut ranks = 0;
+    let (mut ranks, mut runs) = (0, Vec::new());
     for (number, line) in text.lines().enumerate() {
-        let words: Vec<&str> = line.split_whitespace().collect();
         if let Some(comment) = line.trim_start().strip_prefix('#') {
             let comment = comment.trim();
             if let Some(rest) = comment.strip_prefix("nccl-tests version ") {
@@ -43,6 +51,8 @@ pub fn from_text(text: &str, collective: Collective) -> Result<Readings, String>
                 readings.tool = format!("nccl-tests {version}");
             } else if comment.starts_with("Collective test starting:") {
                 readings.collective = collective_of(comment);
+            } else if comment.starts_with("Using devices") {
+                runs.push(std::mem::take(&mut ranks));
             } else if comment.starts_with("Rank ") {
                 ranks += 1;
             } else if let Some(rest) = comment.strip_prefix("Out of bounds values :")
@@ -52,24 +62,84 @@ pub fn from_text(text: &str, collective: Collective) -> Result<Readings, String>
             }
             continue;
         }
-        // Anything else between the rows is the library talking.
-        let Some(bytes) = words.first().and_then(|word| word.parse::<u64>().ok()) else { continue };
-        if words.len() < 9 || words[1].parse::<u64>().is_err() {
-            continue;
+        let Some(words) = row(line) else { continue };
+        let figure = |at: usize| words.get(at).and_then(|word| word.parse::<f64>().ok());
+        let (out, inside) = ((figure(5), figure(8)), (figure(9), figure(12)));
+        let time = choose(collective, out, inside);
+        let bytes = words[0].parse::<u64>().unwrap_or(0);
+        match (time, words.len()) {
+            (Some((us, errors)), 9 | 13..) => {
+                check_wrong(&mut readings, bytes, errors);
+                readings.push(bytes, Times::average(ms(us)));
+            }
+            (None, 9 | 13..) => {
+                readings.notes.push(format!("line {}: no time for {bytes} bytes", number + 1));
+            }
+            (_, columns) => readings.notes.push(format!(
+                "line {}: {columns} columns; expected 13 as nccl-tests prints them",
+                number + 1
+            )),
         }
-        let time = |at: usize| words.get(at).and_then(|word| word.parse::<f64>().ok());
-        let wrong = |at: usize| words.get(at).and_then(|word| word.parse::<f64>().ok());
-        let (out, inside) = ((time(5), wrong(8)), (time(9), wrong(12)));
-        let (us, errors) = choose(collective, out, inside).ok_or_else(|| {
-            format!("line {}: no time; expected 13 columns as nccl-tests prints them", number + 1)
-        })?;
-        check_wrong(&mut readings, bytes, errors);
-        readings.push(bytes, Times::average(ms(us)));
     }
-    if ranks > 0 {
-        readings.workers = Some(ranks);
+    runs.push(ranks);
+    runs.retain(|&ranks| ranks > 0);
+    readings.workers = runs.first().copied();
+    match runs.iter().find(|&&ranks| Some(ranks) != readings.workers) {
+        Some(other) => Err(format!(
+            "runs of {} and of {other} workers in one file; give a file of each",
+            runs[0]
+        )),
+        None => Ok(readings),
     }
-    Ok(readings)
+}
+
+/// Whether the rows can be of `collective` among `workers`: their operation, and their bus bandwidth over
+/// bandwidth, which is a number of the collective's.
+///
+/// # Errors
+/// One line that names the line that contradicts.
+pub fn check(text: &str, collective: Collective, workers: Option<u32>) -> Result<(), String> {
+    for (number, line) in text.lines().enumerate() {
+        let Some(words) = row(line) else { continue };
+        let name = collective.name();
+        let wrong = |why: String| Err(format!("line {} is not of {name}: {why}", number + 1));
+        let redop = words[3];
+        match (collective, redop == "none") {
+            (Collective::AllReduce | Collective::ReduceScatter, true) => {
+                return wrong(format!("its redop is none, and {name} adds up"));
+            }
+            (Collective::AllGather | Collective::AllToAll, false) => {
+                return wrong(format!("its redop is {redop}, and {name} adds nothing up"));
+            }
+            // sendrecv_perf prints `sum`, which it does not do.
+            _ => {}
+        }
+        let Some(workers) = workers else { continue };
+        let factor = collective.bus_factor(workers);
+        for at in [6, 10] {
+            let printed = |at: usize| words.get(at).and_then(|word| bounds(word));
+            let (Some(own), Some(bus)) = (printed(at), printed(at + 1)) else { continue };
+            // 1 % more than rounding explains.
+            let (least, most) = (0.99 * factor * own.0, 1.01 * factor * own.1);
+            if bus.0 > most || bus.1 < least {
+                return wrong(format!(
+                    "its busbw {} is not {factor:.3} times its algbw {}, as {workers} workers have it",
+                    words[at + 1],
+                    words[at]
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The numbers that are printed as `word`.
+fn bounds(word: &str) -> Option<(f64, f64)> {
+    let value: f64 = word.parse().ok().filter(|value: &f64| value.is_finite())?;
+    let (digits, exponent) = word.split_once('e').unwrap_or((word, "0"));
+    let decimals = digits.split_once('.').map_or(0, |(_, decimals)| decimals.len() as i32);
+    let half = 0.5 * 10_f64.powi(exponent.parse::<i32>().ok()?.checked_sub(decimals)?);
+    Some(((value - half).max(0.0), value + half))
 }
 
 type Way = (Option<f64>, Option<f64>);
