@@ -86,3 +86,43 @@ fn bandwidth_on_the_bus_does_not_depend_on_the_number_of_workers() {
     let bus = Collective::AllGather.bus_bandwidth(4, 33_554_432, 0.9732) / 1e9;
     assert!((bus - 25.86).abs() < 0.01, "{bus}");
 }
+
+#[test]
+fn rows_under_another_name_are_taken_along() {
+    let root = tempfile::tempdir().unwrap();
+    let open = || NetworkTable::open(root.path(), "n", Collective::AllReduce).unwrap();
+    let key = |bytes| NetworkKey { workers: 2, per_node: 2, bytes };
+    let mut table = open();
+    table.put(key(1024), Times::average(1.0), 2);
+    table.put(key(2048), Times::average(2.0), 2);
+    table.save().unwrap();
+    fs::rename(table.path(), table.path().with_file_name("allreduce.csv")).unwrap();
+    let mut again = open();
+    assert!(again.contains(key(1024)), "what simulations see is measured");
+    again.put(key(2048), Times::average(3.0), 2);
+    again.save().unwrap();
+    assert_eq!(open().medians(2, 2), [(1024, 1.0), (2048, 3.0)]);
+    assert!(open().differs(key(1024), Times::average(9.0)));
+    assert!(!open().differs(key(1024), Times::average(1.0)));
+    assert!(!open().differs(key(4096), Times::average(1.0)));
+}
+
+#[test]
+fn runs_of_one_size_are_pooled_and_noise_is_told_where_it_is_known() {
+    let mut table = NetworkTable::open(Path::new("none"), "n", Collective::AllReduce).unwrap();
+    let key = |bytes| NetworkKey { workers: 2, per_node: 2, bytes };
+    let averages = [1.0, 2.0, 6.0].map(Times::average);
+    let pooled = Times::pool(&averages).unwrap();
+    assert_eq!((pooled.median, pooled.mean, pooled.std), (2.0, Some(3.0), None));
+    table.put(key(64), pooled, 2);
+    assert_eq!(table.noise(2, 2), None);
+    let runs = [Times::of(&[1.0, 3.0]).unwrap(), Times::of(&[3.0, 5.0]).unwrap()];
+    let pooled = Times::pool(&runs).unwrap();
+    assert_eq!((pooled.min, pooled.max, pooled.median), (Some(1.0), Some(5.0), 3.0));
+    // As of the four samples.
+    let whole = Times::of(&[1.0, 3.0, 3.0, 5.0]).unwrap();
+    assert!((pooled.std.unwrap() - whole.std.unwrap()).abs() < 1e-12);
+    table.put(key(128), pooled, 2);
+    assert!((table.noise(2, 2).unwrap() - 2.0_f64.sqrt() / 3.0).abs() < 1e-12);
+    assert_eq!(Times::pool(&[]), None);
+}

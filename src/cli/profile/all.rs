@@ -334,7 +334,10 @@ fn missing(
 fn text_of(report: &Report) -> String {
     let width = window_width();
     let columns = [text("written"), number("rows"), text("this run").expendable(1)];
-    let mut out = render(&columns, &report.written, width);
+    let mut out = match report.written.is_empty() {
+        true => "nothing was written\n".to_owned(),
+        false => render(&columns, &report.written, width),
+    };
     if !report.noise.is_empty() {
         let rows: Vec<Vec<String>> = report
             .noise

@@ -28,6 +28,8 @@ pub struct Readings {
     pub notes: Vec<String>,
     /// Why the tool ended before its time; what is in `points` it measured before.
     pub failure: Option<String>,
+    /// What the rows of nccl-tests say of their collective.
+    pub claims: Vec<nccl::Claim>,
 }
 
 impl Readings {
@@ -54,10 +56,10 @@ fn in_place(collective: Collective) -> bool {
 /// One line that names the line or key at fault, also where the rows are of another collective.
 pub fn read(text: &str, collective: Collective) -> Result<Readings, String> {
     let readings = parse(text, collective)?;
-    // Only nccl-tests' text may keep its program to itself.
+    // One that is named as another's has nothing to contradict.
     match readings.collective {
-        Some(_) => Ok(readings),
-        None => nccl::check(text, collective, readings.workers).map(|()| readings),
+        Some(other) if other != collective => Ok(readings),
+        _ => nccl::check(&readings, collective).map(|()| readings),
     }
 }
 

@@ -63,6 +63,13 @@ pub fn from_text(text: &str, collective: Collective) -> Result<Readings, String>
             continue;
         }
         let Some(words) = row(line) else { continue };
+        let bandwidths =
+            |at: usize| Some((words.get(at)?.to_string(), words.get(at + 1)?.to_string()));
+        readings.claims.push(Claim {
+            place: format!("line {}", number + 1),
+            redop: words[3].to_owned(),
+            bandwidths: [6, 10].into_iter().filter_map(bandwidths).collect(),
+        });
         let figure = |at: usize| words.get(at).and_then(|word| word.parse::<f64>().ok());
         let (out, inside) = ((figure(5), figure(8)), (figure(9), figure(12)));
         let time = choose(collective, out, inside);
@@ -93,17 +100,26 @@ pub fn from_text(text: &str, collective: Collective) -> Result<Readings, String>
     }
 }
 
-/// Whether the rows can be of `collective` among `workers`: their operation, and their bus bandwidth over
-/// bandwidth, which is a number of the collective's.
+/// What a row says of its collective without naming it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// Where the row stands.
+    place: String,
+    /// The operation that it adds up with, or `none`.
+    redop: String,
+    /// Bandwidth and bus bandwidth of each way, as printed.
+    bandwidths: Vec<(String, String)>,
+}
+
+/// Whether the rows can be of `collective`: their operation, and, where the file does not name its
+/// program, their bus bandwidth over bandwidth, which is a number of the collective's.
 ///
 /// # Errors
-/// One line that names the line that contradicts.
-pub fn check(text: &str, collective: Collective, workers: Option<u32>) -> Result<(), String> {
-    for (number, line) in text.lines().enumerate() {
-        let Some(words) = row(line) else { continue };
-        let name = collective.name();
-        let wrong = |why: String| Err(format!("line {} is not of {name}: {why}", number + 1));
-        let redop = words[3];
+/// One line that names the row that contradicts.
+pub fn check(readings: &Readings, collective: Collective) -> Result<(), String> {
+    let name = collective.name();
+    for Claim { place, redop, bandwidths } in &readings.claims {
+        let wrong = |why: String| Err(format!("{place} is not of {name}: {why}"));
         match (collective, redop == "none") {
             (Collective::AllReduce | Collective::ReduceScatter, true) => {
                 return wrong(format!("its redop is none, and {name} adds up"));
@@ -114,18 +130,14 @@ pub fn check(text: &str, collective: Collective, workers: Option<u32>) -> Result
             // sendrecv_perf prints `sum`, which it does not do.
             _ => {}
         }
-        let Some(workers) = workers else { continue };
+        let (None, Some(workers)) = (readings.collective, readings.workers) else { continue };
         let factor = collective.bus_factor(workers);
-        for at in [6, 10] {
-            let printed = |at: usize| words.get(at).and_then(|word| bounds(word));
-            let (Some(own), Some(bus)) = (printed(at), printed(at + 1)) else { continue };
+        for (own, bus) in bandwidths {
+            let (Some(own_is), Some(bus_is)) = (bounds(own), bounds(bus)) else { continue };
             // 1 % more than rounding explains.
-            let (least, most) = (0.99 * factor * own.0, 1.01 * factor * own.1);
-            if bus.0 > most || bus.1 < least {
+            if bus_is.0 > 1.01 * factor * own_is.1 || bus_is.1 < 0.99 * factor * own_is.0 {
                 return wrong(format!(
-                    "its busbw {} is not {factor:.3} times its algbw {}, as {workers} workers have it",
-                    words[at + 1],
-                    words[at]
+                    "its busbw {bus} is not {factor:.3} times its algbw {own}, as {workers} workers have it"
                 ));
             }
         }
@@ -186,6 +198,20 @@ pub fn from_json(
             let time = way.get("time").or_else(|| way.get("cpu_time")).and_then(number);
             (time, way.get("nwrong").and_then(number))
         };
+        let bandwidths = |name: &str| -> Option<(String, String)> {
+            let figure = |key: &str| row.get(name)?.get(key).and_then(number);
+            Some((figure("alg_bw")?.to_string(), figure("bus_bw")?.to_string()))
+        };
+        if let Some(redop) = row.get("redop").and_then(Value::as_str) {
+            readings.claims.push(Claim {
+                place: format!("results[{i}]"),
+                redop: redop.trim().to_owned(),
+                bandwidths: ["out_of_place", "in_place"]
+                    .into_iter()
+                    .filter_map(bandwidths)
+                    .collect(),
+            });
+        }
         let (out, inside) = (way("out_of_place"), way("in_place"));
         let Some((us, wrong)) = choose(collective, out, inside) else {
             readings.notes.push(format!("results[{i}] has no time"));

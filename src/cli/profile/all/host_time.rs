@@ -45,7 +45,7 @@ pub fn measure(args: &Args, models: &[ModelSpec], found: &Detection, report: &mu
             });
             if path.is_file() {
                 let rows =
-                    std::fs::read_to_string(&path).map_or(0, |text| text.lines().count() - 1);
+                    std::fs::read_to_string(&path).map_or(0, |text| text.lines().count().saturating_sub(1));
                 report.written.push(vec![super::shown(&path), rows.to_string(), String::new()]);
             }
         } else if vllm {

@@ -84,15 +84,16 @@ pub fn import(args: &Args) -> Result<(), Failure> {
 /// Rows that say otherwise are somebody's measurements: the same file may be read again, another may not
 /// take their place unasked.
 fn refuse_others(table: &NetworkTable, rows: &BTreeMap<NetworkKey, Times>) -> Result<(), Failure> {
-    let mut others = rows.iter().filter(|(key, times)| table.differs(**key, **times));
-    let Some((first, _)) = others.next() else { return Ok(()) };
+    let differs = |(key, times): &(&NetworkKey, &Times)| table.differs(**key, **times);
+    let others: Vec<&NetworkKey> = rows.iter().filter(differs).map(|(key, _)| key).collect();
+    let Some(first) = others.first() else { return Ok(()) };
     Err(Failure::user(format!(
-        "{} has other times for {} bytes of {} workers and {} more rows, which its manifest tells the source of; \
-         --force replaces them, another --network-device keeps both",
+        "{} has other times for {} of these rows, the first {} bytes of {} workers; --force replaces them, \
+         another --network-device keeps both (the manifest beside it tells where they come from)",
         shown(table.path()),
+        others.len(),
         first.bytes,
-        first.workers,
-        others.count()
+        first.workers
     )))
 }
 
