@@ -44,8 +44,8 @@ pub fn measure(args: &Args, models: &[ModelSpec], found: &Detection, report: &mu
                 false
             });
             if path.is_file() {
-                let rows =
-                    std::fs::read_to_string(&path).map_or(0, |text| text.lines().count().saturating_sub(1));
+                let rows = std::fs::read_to_string(&path)
+                    .map_or(0, |text| text.lines().count().saturating_sub(1));
                 report.written.push(vec![super::shown(&path), rows.to_string(), String::new()]);
             }
         } else if vllm {
