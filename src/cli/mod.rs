@@ -61,7 +61,9 @@ enum Command {
 pub enum Failure {
     /// The user's to mend: exit code 2.
     User(String),
-    /// Ours, or the machine's: exit code 1.
+    /// A tool or a device that failed at what it can do: exit code 1.
+    Machine(String),
+    /// Ours to mend: exit code 1.
     Internal(String),
 }
 
@@ -71,9 +73,50 @@ impl Failure {
         Failure::User(message.to_string())
     }
 
+    /// What a tool or a device failed at.
+    pub fn machine(message: impl Display) -> Self {
+        Failure::Machine(message.to_string())
+    }
+
     /// Something that only we can mend.
     pub fn internal(message: impl Display) -> Self {
         Failure::Internal(message.to_string())
+    }
+
+    /// What it says.
+    fn words(&self) -> &str {
+        match self {
+            Failure::User(words) | Failure::Machine(words) | Failure::Internal(words) => words,
+        }
+    }
+
+    /// The same, with what it happened to before it.
+    fn said_of(&self, what: &str) -> Failure {
+        let words = format!("{what}: {}", self.words());
+        match self {
+            Failure::User(_) => Failure::User(words),
+            Failure::Machine(_) => Failure::Machine(words),
+            Failure::Internal(_) => Failure::Internal(words),
+        }
+    }
+
+    /// The failure that stands for several: the first that the user cannot mend, else the first; none of
+    /// none.
+    fn of_several(mut failures: Vec<Failure>) -> Result<(), Failure> {
+        let theirs = failures.iter().position(|failure| !matches!(failure, Failure::User(_)));
+        let more = failures.len().saturating_sub(1);
+        let worst = match failures.is_empty() {
+            true => return Ok(()),
+            false => failures.swap_remove(theirs.unwrap_or(0)),
+        };
+        Err(match (more, worst) {
+            (0, worst) => worst,
+            (_, Failure::User(words)) => Failure::User(format!("{words} ({more} more failed)")),
+            (_, Failure::Machine(words)) => {
+                Failure::Machine(format!("{words} ({more} more failed)"))
+            }
+            (_, worst) => worst,
+        })
     }
 }
 
@@ -107,6 +150,10 @@ pub fn run() -> ExitCode {
         Err(Failure::User(message)) => {
             eprintln!("error: {message}");
             ExitCode::from(2)
+        }
+        Err(Failure::Machine(message)) => {
+            eprintln!("error: {message}");
+            ExitCode::from(1)
         }
         Err(Failure::Internal(message)) => {
             eprintln!("error: {message}");

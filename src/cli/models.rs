@@ -194,11 +194,8 @@ mod tests {
         let path = dir.join("config.json");
         std::fs::write(&path, config).unwrap();
         let name = name.map(str::to_owned);
-        add(&Add { config: path, name, data_dir: dir.join("data"), force }).map_err(|failure| {
-            match failure {
-                Failure::User(message) | Failure::Internal(message) => message,
-            }
-        })
+        add(&Add { config: path, name, data_dir: dir.join("data"), force })
+            .map_err(|failure| failure.words().to_owned())
     }
 
     #[test]

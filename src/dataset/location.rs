@@ -3,6 +3,7 @@
 //! `network/<network_device>/{all_reduce,send_recv}.csv`,
 //! `cpu_overhead/<network_device>/<org>/<model>/cpu_overheads.csv`.
 
+use super::network::Collective;
 use include_dir::{Dir, include_dir};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -119,8 +120,8 @@ impl ProfileKind {
             ProfileKind::Mlp => &["mlp.csv"],
             ProfileKind::Attention => &["attention.csv"],
             ProfileKind::Graph => &["graph.csv"],
-            ProfileKind::AllReduce => &["all_reduce.csv", "allreduce.csv"],
-            ProfileKind::SendRecv => &["send_recv.csv"],
+            ProfileKind::AllReduce => Collective::AllReduce.file_names(),
+            ProfileKind::SendRecv => Collective::SendRecv.file_names(),
             ProfileKind::CpuOverhead => &["cpu_overheads.csv"],
         }
     }

@@ -2,6 +2,7 @@
 //! columns, and the manifest beside each.
 
 use super::manifest::sha256_hex;
+use super::schema::STATISTICS;
 use super::write::{WriteError, line_of, write_atomically};
 use crate::stats;
 use serde::{Deserialize, Serialize};
@@ -50,18 +51,32 @@ impl Collective {
         }
     }
 
-    /// Bus bandwidth in bytes per second: what each link carries, whatever the number of workers.
-    /// Factors: nccl-tests, doc/PERFORMANCE.md.
-    pub fn bus_bandwidth(self, workers: u32, bytes: u64, ms: f64) -> f64 {
+    /// Names of its file: ours, then what others call it.
+    pub const fn file_names(self) -> &'static [&'static str] {
+        match self {
+            Collective::AllReduce => &["all_reduce.csv", "allreduce.csv"],
+            Collective::AllGather => &["all_gather.csv"],
+            Collective::ReduceScatter => &["reduce_scatter.csv"],
+            Collective::AllToAll => &["all_to_all.csv"],
+            Collective::SendRecv => &["send_recv.csv"],
+        }
+    }
+
+    /// Bus bandwidth over bytes per second. Source: nccl-tests, doc/PERFORMANCE.md.
+    pub fn bus_factor(self, workers: u32) -> f64 {
         let n = f64::from(workers.max(1));
-        let factor = match self {
+        match self {
             Collective::AllReduce => 2.0 * (n - 1.0) / n,
             Collective::AllGather | Collective::ReduceScatter | Collective::AllToAll => {
                 (n - 1.0) / n
             }
             Collective::SendRecv => 1.0,
-        };
-        factor * bytes as f64 / (ms / 1e3)
+        }
+    }
+
+    /// Bus bandwidth in bytes per second: what each link carries, whatever the number of workers.
+    pub fn bus_bandwidth(self, workers: u32, bytes: u64, ms: f64) -> f64 {
+        self.bus_factor(workers) * bytes as f64 / (ms / 1e3)
     }
 }
 
@@ -97,6 +112,31 @@ impl Times {
     pub fn average(ms: f64) -> Times {
         Times { mean: Some(ms), median: ms, ..Times::default() }
     }
+
+    /// Of several runs of one size: the median of their medians, and of the rest what all of them
+    /// tell; `None` of nothing.
+    pub fn pool(runs: &[Times]) -> Option<Times> {
+        if let [only] = runs {
+            return Some(*only);
+        }
+        let all = |figure: fn(&Times) -> Option<f64>| runs.iter().map(figure).collect();
+        let (mins, maxs): (Option<Vec<f64>>, Option<Vec<f64>>) = (all(|t| t.min), all(|t| t.max));
+        let (means, stds): (Option<Vec<f64>>, Option<Vec<f64>>) = (all(|t| t.mean), all(|t| t.std));
+        let mean = means.as_deref().and_then(stats::mean);
+        // Within the runs, and between them.
+        let variance = |stds: &[f64]| {
+            let between = stats::std_dev(means.as_deref()?)?;
+            let squares: Vec<f64> = stds.iter().map(|std| std * std).collect();
+            Some(stats::mean(&squares)? + between * between)
+        };
+        Some(Times {
+            min: mins.and_then(|all| all.into_iter().reduce(f64::min)),
+            max: maxs.and_then(|all| all.into_iter().reduce(f64::max)),
+            mean,
+            median: stats::median(&runs.iter().map(|times| times.median).collect::<Vec<_>>())?,
+            std: stds.as_deref().and_then(variance).map(f64::sqrt),
+        })
+    }
 }
 
 /// What tells the rows of one file apart; the file is sorted by it.
@@ -116,9 +156,11 @@ pub struct NetworkTable {
     path: PathBuf,
     collective: Collective,
     network_device: String,
-    /// A row per rank in files that Vidur wrote, one in ours.
-    rows: BTreeMap<NetworkKey, Vec<Vec<String>>>,
+    rows: Rows,
 }
+
+/// A row per rank in files that Vidur wrote, one in ours.
+type Rows = BTreeMap<NetworkKey, Vec<Vec<String>>>;
 
 /// One command that added rows.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -166,28 +208,37 @@ impl NetworkTable {
             return Err(NetworkError::Name(network_device.to_owned()));
         }
         let folder = root.join("network").join(network_device);
-        let path = folder.join(format!("{}.csv", collective.name()));
+        let names = collective.file_names();
+        let path = folder.join(names[0]);
         let network_device = network_device.to_owned();
         let mut table = NetworkTable { path, collective, network_device, rows: BTreeMap::new() };
-        table.read()?;
+        // Simulations read the first of these names only: rows of the others are taken along, behind
+        // those of the first.
+        for name in names.iter().rev() {
+            let rows = table.read(&folder.join(name))?;
+            table.rows.extend(rows);
+        }
         Ok(table)
     }
 
     fn columns(&self) -> Vec<String> {
         let name = self.collective.name();
-        let times = super::schema::STATISTICS.iter().map(|s| format!("time_stats.{name}.{s}"));
+        let times = STATISTICS.iter().map(|s| format!("time_stats.{name}.{s}"));
         times.chain(KEYS.iter().map(|key| (*key).to_owned())).collect()
     }
 
-    fn read(&mut self) -> Result<(), NetworkError> {
-        let bytes = match fs::read(&self.path) {
+    fn read(&self, path: &Path) -> Result<Rows, NetworkError> {
+        let mut rows = Rows::new();
+        let bytes = match fs::read(path) {
             Ok(bytes) => bytes,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(e) => return Err(WriteError::io("read", &self.path)(e).into()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(rows),
+            Err(e) => return Err(WriteError::io("read", path)(e).into()),
         };
-        let path = self.path.clone();
-        let content =
-            |line: u64, message: String| WriteError::Content { path: path.clone(), line, message };
+        let content = |line: u64, message: String| WriteError::Content {
+            path: path.to_owned(),
+            line,
+            message,
+        };
         let mut reader = csv::Reader::from_reader(bytes.as_slice());
         let header = reader.headers().map_err(|e| content(1, e.to_string()))?.clone();
         let columns = self.columns();
@@ -217,9 +268,9 @@ impl NetworkTable {
                 per_node: count("devices_per_node")? as u32,
                 bytes: count("size")?,
             };
-            self.rows.entry(key).or_default().push(cells);
+            rows.entry(key).or_default().push(cells);
         }
-        Ok(())
+        Ok(rows)
     }
 
     /// The file.
@@ -232,10 +283,22 @@ impl NetworkTable {
         self.rows.contains_key(&key)
     }
 
+    /// Whether the times of `key` that are there are others than these.
+    pub fn differs(&self, key: NetworkKey, times: Times) -> bool {
+        let cells = self.cells(key, times, 0);
+        let (times, others) = (&cells[..STATISTICS.len()], self.rows.get(&key));
+        others.is_some_and(|rows| rows.iter().any(|row| row[..STATISTICS.len()] != *times))
+    }
+
     /// Puts a row in place of those with the same key. `node` is how many devices a node has.
     pub fn put(&mut self, key: NetworkKey, times: Times, node: u32) {
+        let cells = self.cells(key, times, node);
+        self.rows.insert(key, vec![cells]);
+    }
+
+    fn cells(&self, key: NetworkKey, times: Times, node: u32) -> Vec<String> {
         let cell = |value: Option<f64>| value.map_or(String::new(), |ms| ms.to_string());
-        let cells = vec![
+        vec![
             cell(times.min),
             cell(times.max),
             cell(times.mean),
@@ -247,17 +310,31 @@ impl NetworkTable {
             self.collective.name().into(),
             key.per_node.to_string(),
             node.max(key.per_node).to_string(),
-        ];
-        self.rows.insert(key, vec![cells]);
+        ]
+    }
+
+    /// The first rows with this many workers, by ascending size.
+    fn of(&self, workers: u32, per_node: u32) -> impl Iterator<Item = (u64, &Vec<String>)> {
+        let of = move |key: &NetworkKey| key.workers == workers && key.per_node == per_node;
+        let rows = self.rows.iter().filter(move |(key, _)| of(key));
+        rows.filter_map(|(key, rows)| Some((key.bytes, rows.first()?)))
     }
 
     /// Medians of the rows with this many workers, by ascending size: `(bytes, ms)`.
     pub fn medians(&self, workers: u32, per_node: u32) -> Vec<(u64, f64)> {
-        self.rows
-            .iter()
-            .filter(|(key, _)| key.workers == workers && key.per_node == per_node)
-            .filter_map(|(key, rows)| Some((key.bytes, rows.first()?.get(3)?.parse().ok()?)))
-            .collect()
+        let median = |(bytes, row): (u64, &Vec<String>)| Some((bytes, row.get(3)?.parse().ok()?));
+        self.of(workers, per_node).filter_map(median).collect()
+    }
+
+    /// Relative spread of the rows with this many workers: the median of standard deviation over mean;
+    /// `None` where the tool told averages only.
+    pub fn noise(&self, workers: u32, per_node: u32) -> Option<f64> {
+        let ratio = |(_, row): (u64, &Vec<String>)| {
+            let figure = |at: usize| row.get(at)?.parse::<f64>().ok();
+            let mean = figure(2).filter(|&mean| mean > 0.0)?;
+            Some(figure(4)? / mean)
+        };
+        stats::median(&self.of(workers, per_node).filter_map(ratio).collect::<Vec<_>>())
     }
 
     /// Writes the CSV alone, so that nothing measured is lost.
@@ -330,95 +407,5 @@ pub enum NetworkError {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::dataset::location::ProfileFile;
-    use crate::dataset::read::ProfileSet;
-
-    fn run() -> NetworkRun {
-        NetworkRun {
-            command: "vidur".into(),
-            finished: "2026-11-22T00:00:00Z".into(),
-            tool: "test".into(),
-            rows: 1,
-            files: Vec::new(),
-            notes: Vec::new(),
-        }
-    }
-
-    #[test]
-    fn rows_are_read_back_by_the_reader_of_profiles() {
-        let root = tempfile::tempdir().unwrap();
-        let open = || NetworkTable::open(root.path(), "box_dgx", Collective::AllReduce).unwrap();
-        let mut table = open();
-        let key = |workers, bytes| NetworkKey { workers, per_node: workers, bytes };
-        table.put(key(8, 2048), Times::of(&[0.01, 0.03, 0.02]).unwrap(), 8);
-        table.put(key(8, 1024), Times::average(0.005), 8);
-        table.finish(run()).unwrap();
-        let mut again = open();
-        again.put(key(4, 1024), Times::average(0.004), 8);
-        again.finish(run()).unwrap();
-        assert!(open().contains(key(8, 2048)));
-        assert_eq!(open().medians(8, 8), [(1024, 0.005), (2048, 0.02)]);
-        let text = fs::read_to_string(again.path()).unwrap();
-        assert!(text.starts_with("time_stats.all_reduce.min,"), "{text}");
-        assert!(text.contains("\n,,0.005,0.005,,0,8,1024,all_reduce,8,8\n"), "{text}");
-        let json = fs::read_to_string(again.path().with_extension("manifest.json")).unwrap();
-        let manifest: serde_json::Value = serde_json::from_str(&json).unwrap();
-        assert_eq!(
-            (manifest["rows"].as_u64(), manifest["runs"].as_array().unwrap().len()),
-            (Some(3), 2)
-        );
-        // What the simulator sees.
-        let model = crate::profiling::runner::testing::model();
-        let device = crate::spec::catalog::Catalog::open(Some(Path::new("none")))
-            .device("h100_sxm")
-            .unwrap();
-        let request = crate::dataset::read::Request {
-            model: &model,
-            device: &device,
-            network_device: Some("box_dgx"),
-            parallel: crate::spec::parallel::Parallelism {
-                tensor_parallel: 8,
-                pipeline_parallel: 1,
-            },
-            ops: &[crate::spec::ops::Op::AllReduce],
-            missing_values: Default::default(),
-            block_size: None,
-        };
-        let mut set = ProfileSet::default();
-        let file = ProfileFile::from_bytes("all_reduce.csv", text);
-        request.read_collective(crate::spec::ops::Op::AllReduce, &file, &mut set).unwrap();
-        assert_eq!(set.ops[0].points.iter().map(|p| p.ms).collect::<Vec<_>>(), [0.005, 0.02]);
-    }
-
-    #[test]
-    fn vidurs_own_files_can_be_added_to() {
-        let root = tempfile::tempdir().unwrap();
-        let folder = root.path().join("network/n");
-        fs::create_dir_all(&folder).unwrap();
-        let line = "0.007,0.038,0.0173,0.007,0.0146";
-        let csv = format!(
-            ",time_stats.all_reduce.min,time_stats.all_reduce.max,time_stats.all_reduce.mean,time_stats.all_reduce.median,time_stats.all_reduce.std,rank,num_workers,size,collective,devices_per_node,max_devices_per_node\n\
-             0,{line},0,2,2048,all_reduce,2,4\n1,{line},1,2,2048,all_reduce,2,4\n"
-        );
-        fs::write(folder.join("all_reduce.csv"), csv).unwrap();
-        let mut table = NetworkTable::open(root.path(), "n", Collective::AllReduce).unwrap();
-        table.put(NetworkKey { workers: 4, per_node: 4, bytes: 64 }, Times::average(1.0), 4);
-        table.save().unwrap();
-        let text = fs::read_to_string(table.path()).unwrap();
-        assert_eq!(text.lines().count(), 4);
-        assert!(text.contains(&format!("{line},1,2,2048,all_reduce,2,4")), "{text}");
-        fs::write(table.path(), "mine\n1\n").unwrap();
-        let refused = NetworkTable::open(root.path(), "n", Collective::AllReduce).unwrap_err();
-        assert!(refused.to_string().contains("unknown column `mine`"), "{refused}");
-        assert!(NetworkTable::open(root.path(), "../n", Collective::AllReduce).is_err());
-    }
-
-    #[test]
-    fn bandwidth_on_the_bus_does_not_depend_on_the_number_of_workers() {
-        // nccl-tests, 4 x A100: 33554432 bytes of all_gather in 973.2 us are 25.86 GB/s.
-        let bus = Collective::AllGather.bus_bandwidth(4, 33_554_432, 0.9732) / 1e9;
-        assert!((bus - 25.86).abs() < 0.01, "{bus}");
-    }
-}
+#[path = "network_tests.rs"]
+mod tests;

@@ -78,10 +78,17 @@ impl Tools {
     /// # Errors
     /// See [`ToolError`]; a tool that ends with an error is no error here.
     pub fn run<S: AsRef<OsStr>>(&self, name: &str, args: &[S]) -> Result<Output, ToolError> {
-        let path = self.find(name).ok_or(ToolError::Absent)?;
-        let mut command = Command::new(path);
+        let mut command = self.command(name)?;
         command.args(args);
         run(command, self.deadline)
+    }
+
+    /// A command that runs `name`.
+    ///
+    /// # Errors
+    /// [`ToolError::Absent`].
+    pub fn command(&self, name: &str) -> Result<Command, ToolError> {
+        self.find(name).map(Command::new).ok_or(ToolError::Absent)
     }
 }
 
@@ -97,7 +104,7 @@ impl Tools {
         limit: Duration,
         take: impl Fn(&str) -> Option<T>,
     ) -> Result<T, ToolError> {
-        let mut command = Command::new(self.find(name).ok_or(ToolError::Absent)?);
+        let mut command = self.command(name)?;
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut child = start(&mut command)?;
         let (end, pipe) = (Instant::now() + limit, drain(child.stdout.take()));
@@ -122,7 +129,20 @@ impl Tools {
 ///
 /// # Errors
 /// See [`ToolError`].
-pub fn run(mut command: Command, deadline: Duration) -> Result<Output, ToolError> {
+pub fn run(command: Command, deadline: Duration) -> Result<Output, ToolError> {
+    run_lines(command, deadline, &mut |_| {})
+}
+
+/// As [`run`], and hands over every whole line of stdout as soon as it is there: a tool that is killed
+/// loses nothing that it had printed.
+///
+/// # Errors
+/// See [`ToolError`].
+pub fn run_lines(
+    mut command: Command,
+    deadline: Duration,
+    take: &mut dyn FnMut(&str),
+) -> Result<Output, ToolError> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = start(&mut command)?;
     let end = Instant::now() + deadline;
@@ -130,19 +150,33 @@ pub fn run(mut command: Command, deadline: Duration) -> Result<Output, ToolError
     // open after the tool's end, so nothing waits long for their end either.
     let stdout = drain(child.stdout.take());
     let stderr = drain(child.stderr.take());
-    let status = wait(&mut child, end).map_err(ToolError::Start)?;
-    let Some(status) = status else {
-        return Err(ToolError::Late(deadline));
+    let (mut said, mut told): (Vec<u8>, usize) = (Vec::new(), 0);
+    let mut hear = |piece: Vec<u8>| {
+        said.extend(piece);
+        while let Some(length) = said[told..].iter().position(|&b| b == b'\n') {
+            take(&String::from_utf8_lossy(&said[told..told + length]));
+            told += length + 1;
+        }
     };
-    let text = |pipe: mpsc::Receiver<Vec<u8>>| {
-        let mut bytes = Vec::new();
+    let status = wait(&mut child, end, &mut |pause| match stdout.recv_timeout(pause) {
+        Ok(piece) => hear(piece),
+        Err(mpsc::RecvTimeoutError::Timeout) => {}
+        Err(mpsc::RecvTimeoutError::Disconnected) => std::thread::sleep(pause),
+    });
+    let rest = |pipe: mpsc::Receiver<Vec<u8>>, hear: &mut dyn FnMut(Vec<u8>)| {
         let until = Instant::now() + GRACE;
         while let Ok(piece) = pipe.recv_timeout(until.saturating_duration_since(Instant::now())) {
-            bytes.extend(piece);
+            hear(piece);
         }
-        String::from_utf8_lossy(&bytes).into_owned()
     };
-    Ok(Output { status, stdout: text(stdout), stderr: text(stderr) })
+    let Some(status) = status.map_err(ToolError::Start)? else {
+        return Err(ToolError::Late(deadline));
+    };
+    rest(stdout, &mut hear);
+    let mut complaints = Vec::new();
+    rest(stderr, &mut |piece| complaints.extend(piece));
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Ok(Output { status, stdout: text(&said), stderr: text(&complaints) })
 }
 
 /// Tells Neuron's runtime in `command` that a logical NeuronCore is `lnc` physical ones.
@@ -167,8 +201,13 @@ fn start(command: &mut Command) -> Result<Child, ToolError> {
     command.spawn().map_err(ToolError::Start)
 }
 
-/// Waits until `end`; a child that is still there then is killed, and it is `None`.
-fn wait(child: &mut Child, end: Instant) -> std::io::Result<Option<ExitStatus>> {
+/// Waits until `end`, doing `meanwhile` for a while again and again; a child that is still there then
+/// is killed, and it is `None`.
+fn wait(
+    child: &mut Child,
+    end: Instant,
+    meanwhile: &mut dyn FnMut(Duration),
+) -> std::io::Result<Option<ExitStatus>> {
     let mut pause = Duration::from_micros(200);
     loop {
         if let Some(status) = child.try_wait()? {
@@ -180,7 +219,7 @@ fn wait(child: &mut Child, end: Instant) -> std::io::Result<Option<ExitStatus>> 
             let _ = child.wait();
             return Ok(None);
         }
-        std::thread::sleep(pause);
+        meanwhile(pause);
         pause = (pause * 2).min(Duration::from_millis(20));
     }
 }

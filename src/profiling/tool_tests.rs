@@ -31,3 +31,15 @@ fn more_output_than_a_pipe_holds_arrives_whole() {
     let none: [&str; 0] = [];
     assert_eq!(tools.run("much", &none).unwrap().stdout.len(), 300_000);
 }
+
+#[test]
+fn lines_arrive_before_the_tool_ends_and_survive_its_end_at_the_deadline() {
+    let folder = tempfile::tempdir().unwrap();
+    script(folder.path(), "slow", "echo one; printf 'two\\nhalf'; sleep 30");
+    let tools = Tools::only(folder.path(), Path::new("/nonexistent"));
+    let mut lines = Vec::new();
+    let take = &mut |line: &str| lines.push(line.to_owned());
+    let late = run_lines(tools.command("slow").unwrap(), Duration::from_millis(500), take);
+    assert!(matches!(late, Err(ToolError::Late(_))));
+    assert_eq!(lines, ["one", "two"]);
+}

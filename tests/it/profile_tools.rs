@@ -89,6 +89,94 @@ fn detection_names_the_node_and_tells_what_it_asked() {
     assert_eq!((code, stderr.lines().count()), (2, 1), "{stderr}");
 }
 
+/// nccl-tests, whose time tells the number of devices, 10 us each; it cannot do 4.
+fn perf() -> String {
+    "while [ $# -gt 0 ]; do case $1 in -g) g=$2;; -b) b=$2;; -e) e=$2;; esac; shift; done\n\
+     echo \"$g on $CUDA_VISIBLE_DEVICES\" >> \"$(dirname \"$0\")/../runs\"\n\
+     [ $g = 4 ] && { echo 'NCCL failure' >&2; exit 3; }\n\
+     s=$b; while [ $s -le $e ]; do echo \"$s 1 half sum -1 99.0 1 1 N/A ${g}0.0 1 1 N/A\"; s=$((s*2)); done"
+        .into()
+}
+
+#[test]
+fn a_failure_ends_nothing_else_and_only_the_devices_asked_for_take_part() {
+    let machine = Box::new()
+        .tool("nvidia-smi", &h100s(8))
+        .tool("all_reduce_perf", &perf())
+        .tool("sendrecv_perf", &perf());
+    let line = ["profile", "collectives", "--max-size", "2KiB"];
+    let (code, text, stderr) = machine.run(&line);
+    assert_eq!(code, 1, "{stderr}");
+    let reason = "all_reduce of 4 workers: all_reduce_perf: NCCL failure (exit code 3)";
+    assert_eq!(stderr.lines().last(), Some(format!("error: {reason}").as_str()));
+    assert!(text.contains(&format!("failed: {reason}")) && text.contains("send_recv"), "{text}");
+    let csv = machine.read("data/profiling/network/h100_dgx/all_reduce.csv");
+    assert_eq!(csv.lines().count(), 1 + 2 * 2, "{csv}");
+    // A number of workers that cannot be, among others that can.
+    fs::remove_file(machine.path().join("runs")).unwrap();
+    let more =
+        ["--devices", "6,3", "--num-workers-per-node", "2,8", "--force", "--network-device", "n"];
+    let (code, text, stderr) = machine.run(&[&line[..], &more].concat());
+    assert!(code == 2 && stderr.contains("this node has 2 devices to take part"), "{stderr}");
+    assert!(text.contains("send_recv"), "{text}");
+    assert_eq!(machine.read("runs"), "2 on 6,3\n2 on 6,3\n");
+    let (code, _, stderr) = machine.run(&[&line[..], &["--devices", "8"]].concat());
+    assert!(
+        code == 2 && stderr.contains("--devices 8: this node has 8, numbered from 0"),
+        "{stderr}"
+    );
+}
+
+/// A Python without torch, and with vLLM as its driver shows it.
+const VLLM_ONLY: &str = r#"
+import json, sys
+for line in sys.stdin:
+    r = json.loads(line)
+    answer = {"ok": {"protocol": 1, "engine": "vllm 0", "device": "gpu", "parts": {}, "missing": []}}
+    if r["do"] == "hello" and "dtype" in r and "device" in r:
+        answer = {"error": {"kind": "torch", "message": "cannot import torch"}}
+    elif r["do"] == "drive":
+        answer = {"ok": {"steps": [{"step": 3.0, "schedule": 0.5, "model_execution": 2.0}] * 8}}
+    print(json.dumps({"id": r["id"], **answer}), flush=True)
+"#;
+
+#[test]
+fn all_measures_what_it_can_and_its_exit_code_tells_that_a_part_failed() {
+    let machine = Box::new()
+        .tool("nvidia-smi", &h100s(2))
+        .tool("all_reduce_perf", &perf())
+        .tool("sendrecv_perf", &perf());
+    fs::write(machine.path().join("vllm.py"), VLLM_ONLY).unwrap();
+    let file = machine.path().join("vllm.py");
+    let python = format!("case $1 in -c) echo vllm;; *) exec python3 -u {};; esac", file.display());
+    let machine = machine.tool("python", &python);
+    let line = ["profile", "all", "--models", "Qwen/Qwen3-0.6B", "--python", "python"];
+    let more = ["--network-device", "n"];
+    let (code, text, stderr) = machine.run(&[&line[..], &more, &["--dry-run"]].concat());
+    assert_eq!(code, 2, "{stderr}");
+    assert!(text.contains("all_reduce of 2 workers, 17 sizes from 1024"), "{text}");
+    assert!(!machine.path().join("data").exists());
+    let (code, text, stderr) = machine.run(&[&line[..], &more].concat());
+    let reason = "operators, for any simulation: cannot import torch";
+    assert!(code == 2 && stderr.lines().last().unwrap().contains(reason), "{stderr}");
+    for words in
+        [&format!(" - {reason}"), "n/all_reduce.csv", "n/send_recv.csv", "cpu_overheads.csv"]
+    {
+        assert!(text.contains(words), "{words} is not in\n{text}");
+    }
+    assert!(!text.contains("which needs vLLM"), "{text}");
+    let csv = machine.read("data/profiling/cpu_overhead/n/Qwen/Qwen3-0.6B/cpu_overheads.csv");
+    assert_eq!(csv.lines().count(), 1 + 9, "{csv}");
+    // Nothing at all: the devices kept out stay out, of the engine too.
+    let (code, text, stderr) =
+        machine.run(&[&line[..], &["--devices", "1", "-o", "other"]].concat());
+    assert!(code == 2 && text.contains("nothing was written"), "{text}{stderr}");
+    assert!(
+        text.contains("one takes part") && text.contains("CUDA_VISIBLE_DEVICES=1 vidur"),
+        "{text}"
+    );
+}
+
 #[test]
 fn the_device_that_is_measured_is_the_one_that_was_meant() {
     let mlp = |machine: &Box, more: &[&str]| {
@@ -179,9 +267,9 @@ fn nccom_test_measures_between_cores_and_failed_sizes_are_told() {
         "2KiB",
     ];
     let (code, text, stderr) = machine.run(&line);
-    assert_eq!(code, 0, "{stderr}");
+    assert_eq!(code, 1, "{stderr}");
     assert!(stderr.contains("2048 bytes: Failure running neuron-bench"), "{stderr}");
-    assert!(text.contains("10.5"), "{text}");
+    assert!(text.contains("10.5") && text.contains("1 new, failed"), "{text}");
     let absent = Box::new().tool("neuron-ls", neuron);
     let (code, _, stderr) = absent.run(&line);
     assert_eq!(code, 2);
@@ -252,6 +340,12 @@ fn files_of_others_become_rows_and_contradictions_are_refused() {
     assert_eq!(code, 0, "{stderr}");
     let csv = machine.read("data/profiling/network/h100_dgx/all_reduce.csv");
     assert!(csv.ends_with("\n,,0.0125,0.0125,,0,8,1024,all_reduce,8,8\n"), "{csv}");
+    // The same again is nothing new; other times take nobody's place unasked.
+    assert_eq!(line("8", "all_reduce").0, 0);
+    fs::write(machine.path().join("nccl.json"), json.replace("12.5", "99.5")).unwrap();
+    let (code, _, stderr) = line("8", "all_reduce");
+    assert!(code == 2 && stderr.contains("the first 1024 bytes of 8 workers; --force"), "{stderr}");
+    assert_eq!(machine.read("data/profiling/network/h100_dgx/all_reduce.csv"), csv);
 }
 
 /// A worker that knows graphs only, and leaves a NEFF where the compiler would.
@@ -361,6 +455,8 @@ fn everything_at_once_ends_with_what_is_there_and_what_is_missing() {
     }
     if std::thread::available_parallelism().unwrap().get() >= 2 {
         assert!(text.contains("network/box/all_reduce.csv"), "{text}");
+        let noise = text.lines().find(|line| line.starts_with(" all_reduce  "));
+        assert!(noise.is_some_and(|line| line.ends_with('%')), "{text}");
     }
 }
 

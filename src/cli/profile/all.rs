@@ -1,19 +1,25 @@
 //! `vidur profile all`: everything that this machine can measure, in one run that goes on where it
 //! stopped, and what is still missing to simulate the node.
 
+mod host_time;
+
 use super::super::Failure;
 use super::super::table::{self, number, render, text, window_width};
 use super::device::BackendKind;
 use super::graph::{self, Done};
-use super::{Common, collectives, measure, shown};
+use super::{Common, collectives, measure, resolve_models, shown};
 use crate::cli::devices;
 use crate::dataset::graph::{GraphKey, GraphTable, Phase};
 use crate::dataset::manifest::noise;
 use crate::dataset::write::TableKind;
 use crate::profiling::detect::{self, Detection, Kind};
 use crate::profiling::plan::Limits;
+use crate::profiling::runner::{Job, Outcome};
 use crate::profiling::tool::Tools;
-use std::collections::BTreeMap;
+use crate::spec::model::ModelSpec;
+use crate::spec::parallel::Parallelism;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -44,77 +50,162 @@ pub struct Args {
 struct Report {
     /// Profile, rows and file of each part.
     written: Vec<Vec<String>>,
-    /// Relative spread of each operator, the worst model's.
-    noise: BTreeMap<String, f64>,
+    /// Relative spread of each operator and collective, the worst model's; `None` where nothing tells it.
+    noise: BTreeMap<String, Option<f64>>,
     missing: Vec<String>,
+    /// Parts that are not there although this machine should have measured them.
+    failed: Vec<Failure>,
+    /// Tensor-parallel degrees that each file of a model holds.
+    degrees: Vec<(String, BTreeSet<u32>)>,
     /// How to simulate with what is there.
     next: Option<String>,
+}
+
+impl Report {
+    /// A whole part failed: the rest goes on.
+    fn fail(&mut self, failure: Failure) {
+        eprintln!("{}", failure.words());
+        self.missing.push(failure.words().to_owned());
+        self.failed.push(failure);
+    }
+
+    fn noise(&mut self, name: &str, spread: Option<f64>) {
+        let worst = self.noise.entry(name.to_owned()).or_default();
+        *worst = worst.iter().copied().chain(spread).reduce(f64::max);
+    }
 }
 
 /// Runs `vidur profile all`.
 pub fn run(args: &Args) -> Result<(), Failure> {
     let common = &args.common;
+    let catalog = devices::open(common.data_dir.as_deref())?;
+    let kind = (common.device.backend == BackendKind::Cpu).then_some(Kind::Cpu);
+    let found = detect::detect(&Tools::system(), &catalog, kind).map_err(Failure::user)?;
+    // What is wrong with the command itself ends it; whatever fails later leaves the rest its turn.
+    let models = resolve_models(common)?;
+    let mut report = Report::default();
+    let neuron = found.backend == Kind::Neuron && common.device.backend != BackendKind::Cpu;
+    let steps = if neuron { 2 } else { 3 };
+    match neuron {
+        true => {
+            eprintln!("[1 of {steps}] graphs");
+            graphs(args, &mut report)?;
+        }
+        false => operators(args, &mut report)?,
+    }
+    eprintln!("[{steps} of {steps}] collectives");
+    collectives(args, &found, &mut report)?;
+    host_time::measure(args, &models, &found, &mut report);
+    if !common.dry_run {
+        missing(&mut report, args, &models, &found, neuron);
+        table::print(&text_of(&report))?;
+    }
+    Failure::of_several(report.failed)
+}
+
+/// Operators of every model, one kind after the other.
+fn operators(args: &Args, report: &mut Report) -> Result<(), Failure> {
     let limits = Limits {
         max_tokens: args.max_tokens,
         max_batch_size: args.max_batch_size,
         max_context: args.max_context,
     };
-    let catalog = devices::open(common.data_dir.as_deref())?;
-    let kind = (common.device.backend == BackendKind::Cpu).then_some(Kind::Cpu);
-    let found = detect::detect(&Tools::system(), &catalog, kind).map_err(Failure::user)?;
-    let mut report = Report::default();
-    let neuron = found.backend == Kind::Neuron && common.device.backend != BackendKind::Cpu;
-    let steps = if neuron { 2 } else { 3 };
-    if neuron {
-        eprintln!("[1 of {steps}] graphs");
-        graphs(args, &mut report)?;
-    } else {
-        for (step, kind) in [(1, TableKind::Mlp), (2, TableKind::Attention)] {
-            eprintln!("[{step} of {steps}] {}", kind.name());
-            measure(kind, common, limits, &mut |job, outcome| {
-                for (op, spread) in noise(&outcome.table) {
-                    let worst = report.noise.entry(op).or_default();
-                    *worst = worst.max(spread);
-                }
-                let mut state = vec![format!("{} new", outcome.measured)];
-                if !outcome.failed.is_empty() {
-                    state.push(format!("{} failed", outcome.failed.len()));
-                }
-                if outcome.skipped > 0 {
-                    state.push(format!("{} left for another run", outcome.skipped));
-                }
-                let rows = outcome.table.len().to_string();
-                report.written.push(vec![shown(&job.files.csv()), rows, state.join(", ")]);
-                Ok(())
-            })?;
+    let mut reasons: Vec<(&str, Failure)> = Vec::new();
+    for (step, kind) in [(1, TableKind::Mlp), (2, TableKind::Attention)] {
+        eprintln!("[{step} of 3] {}", kind.name());
+        let done = measure(kind, &args.common, limits, &mut |job, outcome| {
+            operators_done(job, outcome, report);
+            Ok(())
+        });
+        match done {
+            Err(internal @ Failure::Internal(_)) => return Err(internal),
+            Err(failure) => reasons.push((kind.name(), failure)),
+            Ok(()) => {}
         }
     }
-    if common.dry_run {
+    // What both lack, they lack for the same reason.
+    if let [(_, first), (_, second)] = &reasons[..]
+        && first.words() == second.words()
+    {
+        report.fail(first.said_of("operators, for any simulation"));
         return Ok(());
     }
-    eprintln!("[{steps} of {steps}] collectives");
-    let network = args.network_device.as_deref();
-    let cpu = found.backend == Kind::Cpu;
-    let data_dir = common.data_dir.as_deref();
-    match collectives::for_all(
-        &common.output_dir,
-        data_dir,
-        network,
-        &common.device.python,
-        cpu,
-        common.force,
-    ) {
-        Ok(files) => report.written.extend(
-            files.iter().map(|(path, rows)| vec![shown(path), rows.to_string(), String::new()]),
-        ),
-        // What is measured so far stands; the rest is told.
-        Err(Failure::User(why)) => {
-            report.missing.push(format!("collectives, for TP and PP: {why}"))
-        }
-        Err(other) => return Err(other),
+    for (kind, failure) in reasons {
+        report.fail(failure.said_of(&format!("{kind} operators, for any simulation")));
     }
-    missing(&mut report, args, &found, neuron);
-    table::print(&text_of(&report))
+    Ok(())
+}
+
+/// What one kind of operators of one model came to.
+fn operators_done(job: &Job, outcome: &Outcome, report: &mut Report) {
+    let what = format!("{} operators of {}", job.kind.name(), job.model.name);
+    let first = outcome.failed.first().map(|failed| format!("{}: {}", failed.shape, failed.reason));
+    if outcome.table.is_empty() {
+        report.fail(match first {
+            Some(first) => {
+                Failure::machine(format!("{what}: every shape failed, the first: {first}"))
+            }
+            None => Failure::user(format!("{what}: no shape fits into --budget; give more")),
+        });
+        return;
+    }
+    for (op, spread) in noise(&outcome.table) {
+        report.noise(&op, Some(spread));
+    }
+    let mut state = vec![format!("{} new", outcome.measured)];
+    if let Some(first) = first {
+        state.push(format!("{} failed", outcome.failed.len()));
+        report.missing.push(format!(
+            "{what}: {} shapes that failed, the first: {first}; the same command tries them again",
+            outcome.failed.len()
+        ));
+    }
+    if outcome.skipped > 0 {
+        state.push(format!("{} left for another run", outcome.skipped));
+    }
+    let (path, rows) = (job.files.csv(), outcome.table.len().to_string());
+    report.written.push(vec![shown(&path), rows, state.join(", ")]);
+    let held = degrees_on_disk(&path, "num_tensor_parallel_workers");
+    report.degrees.push((job.model.name.clone(), held));
+}
+
+/// All-reduce and hand-over of this node.
+fn collectives(args: &Args, found: &Detection, report: &mut Report) -> Result<(), Failure> {
+    const WHAT: &str = "collectives, for TP and PP";
+    let cpu = found.backend == Kind::Cpu;
+    let network = args.network_device.as_deref();
+    let done = match collectives::for_all(&args.common, network, cpu, found) {
+        Ok(Some(done)) => done,
+        Ok(None) => {
+            report.missing.push(format!("{WHAT}: they need two devices, and one takes part"));
+            return Ok(());
+        }
+        Err(internal @ Failure::Internal(_)) => return Err(internal),
+        Err(failure) => {
+            report.fail(failure.said_of(WHAT));
+            return Ok(());
+        }
+    };
+    for done in &done {
+        if done.rows() > 0 {
+            let state = format!("{} new", done.new_rows());
+            report.written.push(vec![shown(done.table.path()), done.rows().to_string(), state]);
+            report.noise(done.collective.name(), done.noise());
+        }
+        for failure in done.failures() {
+            report.missing.push(format!("{WHAT}: {}", failure.words()));
+            report.failed.push(failure);
+        }
+    }
+    Ok(())
+}
+
+/// The degrees that the rows of a profile have in `column`; none where there is no file.
+fn degrees_on_disk(path: &Path, column: &str) -> BTreeSet<u32> {
+    let Ok(mut reader) = csv::Reader::from_path(path) else { return BTreeSet::new() };
+    let at = reader.headers().ok().and_then(|names| names.iter().position(|name| name == column));
+    let degree = |row: csv::StringRecord| row.get(at?)?.parse().ok();
+    reader.records().flatten().filter_map(degree).collect()
 }
 
 /// Graphs of every model, and what of them is missing.
@@ -124,13 +215,21 @@ fn graphs(args: &Args, report: &mut Report) -> Result<(), Failure> {
     let done = match graph::for_all(common, context, batch, args.per_layer, args.lnc) {
         Ok(done) => done,
         // Collectives may still be measured; the rest is told.
-        Err(Failure::User(why)) => {
-            report.missing.push(format!("graphs, for any simulation: {why}"));
+        Err(internal @ Failure::Internal(_)) => return Err(internal),
+        Err(failure) => {
+            report.fail(failure.said_of("graphs, for any simulation"));
             return Ok(());
         }
-        Err(other) => return Err(other),
     };
     for Done { file, new, failed } in &done {
+        if let (None, Some(first)) = (file.medians().next(), failed.first()) {
+            let what = format!("graphs of {}", file.model());
+            let why = format!("every one failed, the first: {}: {}", first.shape, first.reason);
+            report.fail(Failure::machine(why).said_of(&what));
+            continue;
+        }
+        let held = file.medians().map(|(key, ..)| key.tensor_parallel).collect();
+        report.degrees.push((file.model().to_owned(), held));
         let phases: Vec<Phase> = file.medians().map(|(key, ..)| key.phase).collect();
         let mut state = vec![format!("{new} new")];
         if let Some(first) = failed.first() {
@@ -190,37 +289,43 @@ fn simulate_with(file: &GraphTable, common: &Common) -> String {
 }
 
 /// What a simulation of this node would still lack.
-fn missing(report: &mut Report, args: &Args, found: &Detection, neuron: bool) {
-    let devices = found.num_workers();
-    let degrees = &args.common.tensor_parallel;
-    let further: Vec<String> = std::iter::successors(Some(2_u32), |n| n.checked_mul(2))
-        .take_while(|&n| n <= devices && found.backend != Kind::Cpu)
-        .filter(|n| !degrees.contains(n))
-        .map(|n| n.to_string())
-        .collect();
-    if !further.is_empty() {
-        report.missing.push(format!(
-            "{} at tensor parallel {}: the same command with --tensor-parallel {}",
-            if neuron { "graphs" } else { "operators" },
-            further.join(", "),
-            further.join(",")
-        ));
+fn missing(
+    report: &mut Report,
+    args: &Args,
+    models: &[ModelSpec],
+    found: &Detection,
+    neuron: bool,
+) {
+    let devices = if found.backend == Kind::Cpu { 1 } else { found.num_workers() };
+    let powers =
+        std::iter::successors(Some(1_u32), |n| n.checked_mul(2)).take_while(|&n| n <= devices);
+    let wanted: BTreeSet<u32> = powers.chain(args.common.tensor_parallel.iter().copied()).collect();
+    // Models that lack the same share a line.
+    let mut lacking: BTreeMap<Vec<String>, Vec<&str>> = BTreeMap::new();
+    for model in models {
+        let fits = |degree: u32| {
+            Parallelism { tensor_parallel: degree, pipeline_parallel: 1 }.check(model).is_ok()
+        };
+        let mut files = report.degrees.iter().filter(|(name, _)| *name == model.name).peekable();
+        // A model without any file is told already.
+        if files.peek().is_none() {
+            continue;
+        }
+        let held: Vec<&BTreeSet<u32>> = files.map(|(_, degrees)| degrees).collect();
+        let lacks = |&n: &u32| fits(n) && held.iter().any(|degrees| !degrees.contains(&n));
+        let lacks: Vec<String> =
+            wanted.iter().copied().filter(lacks).map(|n| n.to_string()).collect();
+        if !lacks.is_empty() {
+            lacking.entry(lacks).or_default().push(&model.name);
+        }
     }
-    let model = args.common.models.first().map_or("ORG/MODEL", String::as_str);
-    let host =
-        args.network_device.as_ref().or(found.network_device.as_ref()).or(found.store_as.as_ref());
-    let host = host.map_or("NAME", String::as_str);
-    let path = args
-        .common
-        .output_dir
-        .join("cpu_overhead")
-        .join(host)
-        .join(model)
-        .join("cpu_overheads.csv");
-    if !path.is_file() {
+    for (degrees, names) in lacking {
+        let of = if models.len() > 1 { format!(" of {}", names.join(", ")) } else { String::new() };
         report.missing.push(format!(
-            "the engine's time on the host, which needs vLLM (--python) or a running engine: vidur profile \
-             cpu-overhead --models {model} --network-device {host}"
+            "{} at tensor parallel {}{of}: the same command with --tensor-parallel {}",
+            if neuron { "graphs" } else { "operators" },
+            degrees.join(", "),
+            degrees.join(",")
         ));
     }
     report.missing.extend(found.unknown.iter().cloned());
@@ -229,15 +334,18 @@ fn missing(report: &mut Report, args: &Args, found: &Detection, neuron: bool) {
 fn text_of(report: &Report) -> String {
     let width = window_width();
     let columns = [text("written"), number("rows"), text("this run").expendable(1)];
-    let mut out = render(&columns, &report.written, width);
+    let mut out = match report.written.is_empty() {
+        true => "nothing was written\n".to_owned(),
+        false => render(&columns, &report.written, width),
+    };
     if !report.noise.is_empty() {
         let rows: Vec<Vec<String>> = report
             .noise
             .iter()
-            .map(|(op, spread)| vec![op.clone(), format!("{:.1} %", 100.0 * spread)])
+            .map(|(name, spread)| vec![name.clone(), collectives::noise_cell(*spread)])
             .collect();
         out.push('\n');
-        out.push_str(&render(&[text("operator"), number("noise")], &rows, width));
+        out.push_str(&render(&[text("operator or collective"), number("noise")], &rows, width));
     }
     out.push_str("\nstill missing\n");
     match report.missing.is_empty() {

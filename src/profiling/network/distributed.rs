@@ -1,7 +1,6 @@
 //! Collectives through torch.distributed: a worker for each device of this node, and the same
 //! command on the other node where there are two.
 
-use super::Readings;
 use crate::dataset::network::{Collective, Times};
 use crate::profiling::backend::torch::{TorchBackend, milliseconds};
 use crate::profiling::backend::{BackendError, Effort};
@@ -21,8 +20,9 @@ pub struct Group {
     pub master: String,
 }
 
-/// Measures `collective` at each of `sizes` bytes, by the clock of this node's first worker. Workers
-/// wait `limit` for each other: the other node's command may be typed by hand.
+/// Measures `collective` at each of `sizes` bytes, by the clock of this node's first worker, and tells
+/// `each` as soon as it is measured. Workers wait `limit` for each other: the other node's command may be
+/// typed by hand. Gives the tool's name.
 ///
 /// # Errors
 /// One line: what the first worker that failed said.
@@ -31,49 +31,45 @@ pub fn measure(
     collective: Collective,
     group: &Group,
     sizes: &[u64],
-    repeats: u32,
-    limit: Duration,
-) -> Result<Readings, String> {
-    let world = group.per_node * group.nodes;
-    let request = |local: u32| -> Value {
+    effort: (u32, Duration),
+    each: &mut dyn FnMut(u64, Times),
+) -> Result<String, String> {
+    let (repeats, limit) = effort;
+    let request = |local: u32, bytes: u64, more: bool| -> Value {
         json!({
             "do": "collective",
             "name": collective.name(),
             "rank": group.node_rank * group.per_node + local,
-            "world": world,
+            "world": group.per_node * group.nodes,
             "init": format!("tcp://{}", group.master),
-            "bytes": sizes,
+            "bytes": [bytes],
             "repeats": repeats,
             "timeout_s": limit.as_secs().max(1),
+            // The group need not meet again for the next size.
+            "stay": more,
         })
     };
-    let requests: Vec<Value> = (0..group.per_node).map(request).collect();
-    let effort = Effort { max_time: limit, ..Effort::default() };
-    let answers = backend.request_each(requests, effort);
-    if answers.len() < group.per_node as usize {
-        return Err(format!("{} devices for {} workers", answers.len(), group.per_node));
-    }
-    let answers = answers.into_iter().collect::<Result<Vec<Value>, BackendError>>();
-    let answers = answers.map_err(|e| format!("{}: {e}", collective.name()))?;
-    let Some(first) = answers.first() else { return Err("no worker".into()) };
-    let mut readings = Readings {
-        tool: first["tool"].as_str().unwrap_or("torch.distributed").to_owned(),
-        collective: Some(collective),
-        workers: Some(world),
-        ..Readings::default()
-    };
-    for point in first["points"].as_array().map_or(&[][..], Vec::as_slice) {
-        let bytes =
-            point["bytes"].as_u64().ok_or("the worker's answer has a point without bytes")?;
-        let ms = milliseconds(&point["ms"]).map_err(|e| format!("{bytes} bytes: {e}"))?;
-        if let Some(times) = Times::of(&ms) {
-            readings.push(bytes, times);
+    let mut tool = String::from("torch.distributed");
+    for (at, &bytes) in sizes.iter().enumerate() {
+        let more = at + 1 < sizes.len();
+        let requests = (0..group.per_node).map(|local| request(local, bytes, more)).collect();
+        let answers =
+            backend.request_each(requests, Effort { max_time: limit, ..Effort::default() });
+        if answers.len() < group.per_node as usize {
+            return Err(format!("{} devices for {} workers", answers.len(), group.per_node));
+        }
+        let answers = answers.into_iter().collect::<Result<Vec<Value>, BackendError>>();
+        let answers = answers.map_err(|e| format!("{bytes} bytes: {e}"))?;
+        let Some(first) = answers.first() else { return Err("no worker".into()) };
+        let ms = milliseconds(&first["points"][0]["ms"]);
+        let ms = ms.map_err(|e| format!("the worker's answer for {bytes} bytes: {e}"))?;
+        let times = Times::of(&ms).ok_or("the worker measured nothing")?;
+        each(bytes, times);
+        if let Some(name) = first["tool"].as_str() {
+            name.clone_into(&mut tool);
         }
     }
-    match readings.points.is_empty() {
-        true => Err("the worker measured nothing".into()),
-        false => Ok(readings),
-    }
+    Ok(tool)
 }
 
 /// A port that is free now, for workers of one node to meet at.

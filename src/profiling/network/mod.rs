@@ -21,23 +21,25 @@ pub struct Readings {
     pub collective: Option<Collective>,
     /// Workers in all, where it tells.
     pub workers: Option<u32>,
-    /// Bytes of a message and its times, each size once.
+    /// Bytes of a message and its times, in the order of the file; a size measured twice is there
+    /// twice.
     pub points: Vec<(u64, Times)>,
     /// What is worth knowing: rows that failed, figures that are averages only.
     pub notes: Vec<String>,
+    /// Why the tool ended before its time; what is in `points` it measured before.
+    pub failure: Option<String>,
+    /// What the rows of nccl-tests say of their collective.
+    pub claims: Vec<nccl::Claim>,
 }
 
 impl Readings {
-    /// Adds a point; a size that is there already is replaced.
+    /// Adds a point.
     fn push(&mut self, bytes: u64, times: Times) {
         if bytes == 0 || !times.median.is_finite() || times.median <= 0.0 {
             self.notes.push(format!("a row of {bytes} bytes without a time was left out"));
             return;
         }
-        match self.points.iter_mut().find(|(size, _)| *size == bytes) {
-            Some(point) => point.1 = times,
-            None => self.points.push((bytes, times)),
-        }
+        self.points.push((bytes, times));
     }
 }
 
@@ -51,8 +53,18 @@ fn in_place(collective: Collective) -> bool {
 /// which buffers to take where there are two.
 ///
 /// # Errors
-/// One line that names the line or key at fault.
+/// One line that names the line or key at fault, also where the rows are of another collective.
 pub fn read(text: &str, collective: Collective) -> Result<Readings, String> {
+    let readings = parse(text, collective)?;
+    // One that is named as another's has nothing to contradict.
+    match readings.collective {
+        Some(other) if other != collective => Ok(readings),
+        _ => nccl::check(&readings, collective).map(|()| readings),
+    }
+}
+
+/// As [`read`], of a program that was run for `collective`: nothing else can be in there.
+fn parse(text: &str, collective: Collective) -> Result<Readings, String> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let readings = if text.trim_start().starts_with('{') {
         let json: Value = serde_json::from_str(text).map_err(|e| format!("not JSON: {e}"))?;
@@ -71,7 +83,19 @@ pub fn read(text: &str, collective: Collective) -> Result<Readings, String> {
     match (readings.points.is_empty(), readings.notes.first()) {
         (false, _) => Ok(readings),
         (true, Some(note)) => Err(format!("no row with a time ({note})")),
-        (true, None) => Err("no rows; expected the output of nccl-tests or nccom-test".into()),
+        (true, None) => Err(format!(
+            "no rows; expected the output of nccl-tests or nccom-test{}",
+            last_words(text)
+        )),
+    }
+}
+
+/// What a tool that failed early left behind.
+fn last_words(text: &str) -> String {
+    let words = |line: &&str| !line.is_empty() && !line.starts_with(['#', '{', '}']);
+    match text.lines().map(str::trim).rfind(words) {
+        Some(line) => format!("; it ends with: {}", line.chars().take(200).collect::<String>()),
+        None => String::new(),
     }
 }
 

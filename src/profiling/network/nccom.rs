@@ -47,6 +47,7 @@ pub fn from_text(text: &str) -> Result<Readings, String> {
         }
         if line.contains("errors found") || line.contains("Neuron DKMS Driver is not running") {
             readings.notes.push(line.trim().to_owned());
+            continue;
         }
         let Some(bytes) = words.first().and_then(|word| word.parse::<u64>().ok()) else { continue };
         if header.is_empty() {

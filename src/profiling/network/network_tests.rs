@@ -32,7 +32,9 @@ fn the_table_of_nccl_tests_gives_times_and_ranks() {
     assert_eq!(readings.points[0].1.min, None, "an average says nothing of the shortest");
     assert_eq!(readings.notes, Vec::<String>::new());
     // Engines sum in place.
-    assert_eq!(read(NCCL_TEXT, Collective::AllReduce).unwrap().points[0].1.median, 0.9697);
+    let summed =
+        NCCL_TEXT.replace("none", " sum").replace("25.86 ", "51.72 ").replace("25.95 ", "51.90 ");
+    assert_eq!(read(&summed, Collective::AllReduce).unwrap().points[0].1.median, 0.9697);
     let newer = NCCL_TEXT.replace(
         "# nThread",
         "# nccl-tests version 2.19.6 nccl-headers=22703 nccl-library=22703\n# Collective test starting: all_gather_perf\n# nThread",
@@ -41,6 +43,45 @@ fn the_table_of_nccl_tests_gives_times_and_ranks() {
     assert_eq!(readings.tool, "nccl-tests 2.19.6");
     assert_eq!(readings.collective, Some(Collective::AllGather));
     assert_eq!(readings.workers, Some(4));
+}
+
+#[test]
+fn rows_of_another_collective_are_refused() {
+    let refused = |text: &str, collective| read(text, collective).unwrap_err();
+    let message = refused(NCCL_TEXT, Collective::AllReduce);
+    assert!(message.contains("line 13 is not of all_reduce: its redop is none"), "{message}");
+    let message = refused(NCCL_TEXT, Collective::SendRecv);
+    assert!(message.contains("busbw 25.86 is not 1.000 times its algbw 34.48"), "{message}");
+    let summed = NCCL_TEXT.replace("none", " sum");
+    assert!(refused(&summed, Collective::AllReduce).contains("is not 1.500 times"));
+    assert!(refused(&summed, Collective::AllGather).contains("its redop is sum"));
+    assert!(read(&summed, Collective::ReduceScatter).is_ok());
+    // A file that names its program is believed, but for an operation that the program never has.
+    let row = r#"{"size":8,"redop":"none","in_place":{"time":9.7,"alg_bw":34.6,"bus_bw":25.95}}"#;
+    assert!(refused(&nccl_json(row), Collective::AllReduce).contains("results[0] is not of"));
+    // Small messages are all rounding.
+    let small = NCCL_TEXT.replace("34.48", "0.01").replace("34.60", "0.01");
+    let small = small.replace("25.86 ", "0.01 ").replace("25.95 ", "0.01 ");
+    assert!(read(&small, Collective::AllGather).is_ok());
+}
+
+#[test]
+fn rows_without_a_time_cost_themselves_only() {
+    let text = NCCL_TEXT.replace("973.2 ", "  nan ").replace("969.7 ", "  nan ");
+    let readings = read(&text, Collective::AllGather).unwrap();
+    assert_eq!((readings.points.len(), readings.points[0].0), (1, 67_108_864));
+    assert_eq!(readings.notes, ["line 13: no time for 33554432 bytes"]);
+    // Tools that print no root have their times elsewhere.
+    let older = NCCL_TEXT.replace(" -1 ", "    ");
+    let message = read(&older, Collective::AllGather).unwrap_err();
+    assert!(message.contains("line 13: 12 columns; expected 13"), "{message}");
+    // What a run measures twice is there twice; two runs of different size are two files.
+    let twice = format!("{NCCL_TEXT}{NCCL_TEXT}");
+    let readings = read(&twice, Collective::AllGather).unwrap();
+    assert_eq!((readings.points.len(), readings.workers), (4, Some(4)));
+    let fewer = NCCL_TEXT.lines().filter(|line| !line.contains("Rank  3"));
+    let both = format!("{NCCL_TEXT}{}", fewer.collect::<Vec<_>>().join("\n"));
+    assert!(read(&both, Collective::AllGather).unwrap_err().contains("runs of 4 and of 3"));
 }
 
 #[test]
@@ -110,7 +151,9 @@ fn both_tables_of_nccom_test_are_read_and_failures_are_told() {
     assert_eq!(medians, [(1024, 0.058), (262_144, 0.06)]);
     let notes = old.notes.join("; ");
     assert!(notes.contains("33554432 bytes: Failure running neuron-bench"), "{notes}");
-    assert!(notes.contains("1 errors found"), "{notes}");
+    assert!(notes.contains("1 errors found") && !notes.contains("no time"), "{notes}");
+    let dead = "Neuron DKMS Driver is not running! Read the troubleshooting guide";
+    assert!(read(dead, Collective::AllReduce).unwrap_err().contains(dead));
     let new = read(NEW_NCCOM, Collective::AllGather).unwrap();
     assert_eq!(new.points[1].1.median, 0.015);
     assert_eq!(new.points[1].1.mean, Some(0.01483));
@@ -136,6 +179,33 @@ fn what_no_tool_wrote_is_refused_in_one_line() {
     {
         let message = read(text, Collective::AllReduce).unwrap_err();
         assert!(!message.contains('\n'), "{text}: {message}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn rows_are_told_as_they_are_printed_and_outlive_the_tool() {
+    use crate::profiling::tool::{Tools, testing::script};
+    let folder = tempfile::tempdir().unwrap();
+    let rows = "echo \"1024 1 half sum -1 9.0 1 1 N/A 8.0 1 1 N/A\"; \
+        echo \"2048 1 half sum -1 9.0 1 1 N/A $CUDA_VISIBLE_DEVICES 1 1 N/A\"";
+    let question = tools::Question {
+        collective: Collective::AllReduce,
+        workers: 2,
+        sizes: tools::Sizes { min: 1024, max: 4096 },
+        repeats: 1,
+        visible: Some("7".into()),
+    };
+    let mut tools = Tools::only(folder.path(), std::path::Path::new("/nonexistent"));
+    tools.deadline = std::time::Duration::from_millis(500);
+    for (end, words) in [("echo gone >&2; exit 3", "gone (exit code 3)"), ("sleep 30", "no answer")]
+    {
+        script(folder.path(), "all_reduce_perf", &format!("{rows}; {end}"));
+        let mut told = Vec::new();
+        let each = &mut |bytes, times: Times| told.push((bytes, times.median));
+        let readings = tools::Tool::NcclTests.measure(&tools, &question, each).unwrap();
+        assert_eq!(told, [(1024, 0.008), (2048, 0.007)]);
+        assert!(readings.failure.as_ref().unwrap().contains(words), "{readings:?}");
     }
 }
 

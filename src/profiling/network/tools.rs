@@ -1,8 +1,8 @@
 //! Running nccl-tests and nccom-test.
 
 use super::{Readings, nccl, nccom};
-use crate::dataset::network::Collective;
-use crate::profiling::tool::Tools;
+use crate::dataset::network::{Collective, Times};
+use crate::profiling::tool::{self, Tools};
 
 /// Sizes to measure: from `min` to `max` bytes, doubling.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +32,21 @@ pub enum Tool {
     NccomTest,
 }
 
+/// What to measure.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// What devices do together.
+    pub collective: Collective,
+    /// Devices of this node that take part.
+    pub workers: u32,
+    /// Messages.
+    pub sizes: Sizes,
+    /// Samples of each.
+    pub repeats: u32,
+    /// What CUDA may see, as in `CUDA_VISIBLE_DEVICES`; what it sees anyway when `None`.
+    pub visible: Option<String>,
+}
+
 impl Tool {
     /// The program for `collective`.
     pub fn program(self, collective: Collective) -> &'static str {
@@ -41,19 +56,19 @@ impl Tool {
         }
     }
 
-    /// Measures `collective` among `workers` of this node.
+    /// Measures, and tells `each` size and its times as soon as the tool has printed them.
     ///
     /// # Errors
-    /// One line: the tool is absent, failed or printed something else.
+    /// One line: the tool is absent, failed, hung or printed something else.
     pub fn measure(
         self,
         tools: &Tools,
-        collective: Collective,
-        workers: u32,
-        sizes: Sizes,
-        repeats: u32,
+        question: &Question,
+        each: &mut dyn FnMut(u64, Times),
     ) -> Result<Readings, String> {
-        let program = self.program(collective);
+        let Question { collective, workers, sizes, repeats, visible } = question;
+        let program = self.program(*collective);
+        let mut command = tools.command(program).map_err(|e| format!("{program}: {e}"))?;
         let list = [
             ("-b", sizes.min.to_string()),
             ("-e", sizes.max.to_string()),
@@ -61,27 +76,44 @@ impl Tool {
             ("-n", repeats.to_string()),
             ("-w", "5".into()),
         ];
-        let mut args: Vec<String> =
-            list.into_iter().flat_map(|(flag, v)| [flag.into(), v]).collect();
-        let mut add = |words: &[&str]| args.extend(words.iter().map(|word| (*word).to_owned()));
+        list.into_iter().for_each(|(flag, value)| _ = command.args([flag, &value]));
         let count = workers.to_string();
-        let operation = nccom::operation(collective);
         match self {
             // Values are checked by nobody: only time matters, and checking takes memory.
-            Tool::NcclTests => add(&["-g", &count, "-d", "half", "-c", "0"]),
-            Tool::NccomTest => add(&["-r", &count, "-d", "bf16", "--non-interactive", operation]),
-        }
-        let output = tools.run(program, &args).map_err(|e| format!("{program}: {e}"))?;
-        // nccom-test ends with an error when one of many sizes failed: the others count.
-        let read = super::read(&output.stdout, collective);
-        let mut readings = match (read, output.status.success()) {
-            (Ok(readings), _) => readings,
-            (Err(why), true) => return Err(format!("{program}: {why}")),
-            (Err(_), false) => return Err(format!("{program}: {output}")),
+            Tool::NcclTests => command.args(["-g", &count, "-d", "half", "-c", "0"]),
+            Tool::NccomTest => command
+                .args(["-r", &count, "-d", "bf16", "--non-interactive"])
+                .arg(nccom::operation(*collective))
+                // It is Python, which keeps its lines to itself where nobody watches.
+                .env("PYTHONUNBUFFERED", "1"),
         };
-        if !output.status.success() {
-            readings.notes.push(format!("{program} ended with an error: {output}"));
+        if let Some(visible) = visible {
+            command.env("CUDA_VISIBLE_DEVICES", visible);
         }
-        Ok(readings)
+        let (mut text, mut told) = (String::new(), 0);
+        let ran = tool::run_lines(command, tools.deadline, &mut |line| {
+            text.extend([line, "\n"]);
+            let row = line.trim_start().starts_with(|c: char| c.is_ascii_digit());
+            if let (true, Ok(readings)) = (row, super::parse(&text, *collective)) {
+                readings.points[told..].iter().for_each(|&(bytes, times)| each(bytes, times));
+                told = readings.points.len();
+            }
+        });
+        // What was printed before counts, whatever became of the tool: nccom-test ends with an error
+        // when one of many sizes failed.
+        let (printed, failure) = match ran {
+            Ok(output) if output.status.success() => (output.stdout, None),
+            Ok(output) => (output.stdout.clone(), Some(output.to_string())),
+            Err(e) => (text, Some(e.to_string())),
+        };
+        match (super::parse(&printed, *collective), failure) {
+            (Ok(readings), failure) => {
+                // The last line may have had no end.
+                readings.points.iter().skip(told).for_each(|&(bytes, times)| each(bytes, times));
+                let failure = failure.map(|why| format!("{program}: {why}"));
+                Ok(Readings { failure, ..readings })
+            }
+            (Err(_), Some(why)) | (Err(why), None) => Err(format!("{program}: {why}")),
+        }
     }
 }

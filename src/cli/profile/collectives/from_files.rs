@@ -1,10 +1,13 @@
 //! Files of nccl-tests and nccom-test that people already have, as rows of a profile.
 
-use super::{Args, Done, network_run, print_tables};
+use super::done::{Done, Group, print_tables};
+use super::{Args, network_run};
 use crate::cli::Failure;
+use crate::cli::profile::shown;
 use crate::dataset::manifest::sha256_hex;
-use crate::dataset::network::{Collective, NetworkKey, NetworkRun, NetworkTable};
+use crate::dataset::network::{Collective, NetworkKey, NetworkRun, NetworkTable, Times};
 use crate::profiling::network::{self, Readings};
+use std::collections::BTreeMap;
 
 /// Reads files and adds what they hold.
 pub fn import(args: &Args) -> Result<(), Failure> {
@@ -28,10 +31,8 @@ pub fn import(args: &Args) -> Result<(), Failure> {
     };
     let mut table =
         NetworkTable::open(&args.output_dir, name, collective).map_err(Failure::user)?;
-    let mut rows = Vec::new();
-    let mut files = Vec::new();
-    let mut notes = Vec::new();
-    let mut tool = String::new();
+    let mut points: BTreeMap<NetworkKey, Vec<Times>> = BTreeMap::new();
+    let (mut files, mut notes, mut tool) = (Vec::new(), Vec::new(), String::new());
     for path in &args.from {
         let bytes = std::fs::read(path)
             .map_err(|e| Failure::user(format!("{}: cannot be read: {e}", path.display())))?;
@@ -44,22 +45,56 @@ pub fn import(args: &Args) -> Result<(), Failure> {
         let per_node = workers_per_node(&readings, stated, args.num_nodes).map_err(in_file)?;
         let workers = per_node * args.num_nodes;
         for &(bytes, times) in &readings.points {
-            let key = NetworkKey { workers, per_node, bytes };
-            table.put(key, times, args.devices_per_node.unwrap_or(per_node));
-            rows.push(key);
+            points.entry(NetworkKey { workers, per_node, bytes }).or_default().push(times);
         }
         files.push(format!("{} {}", path.display(), sha256_hex(&bytes)));
         notes.extend(readings.notes.iter().map(|note| format!("{}: {note}", path.display())));
         tool = readings.tool;
     }
-    rows.sort_unstable();
-    rows.dedup();
+    let pooled = points.values().filter(|runs| runs.len() > 1).count();
+    if pooled > 0 {
+        notes.push(format!(
+            "{pooled} sizes were measured more than once: their rows are the medians of the runs"
+        ));
+    }
     notes.iter().for_each(|note| eprintln!("note: {note}"));
+    let rows: BTreeMap<NetworkKey, Times> =
+        points.iter().filter_map(|(key, runs)| Some((*key, Times::pool(runs)?))).collect();
+    if !args.force {
+        refuse_others(&table, &rows)?;
+    }
+    let mut groups: Vec<Group> = Vec::new();
+    for (&key, &times) in &rows {
+        table.put(key, times, args.devices_per_node.unwrap_or(key.per_node));
+        match groups.last_mut().filter(|g| (g.workers, g.per_node) == (key.workers, key.per_node)) {
+            Some(group) => group.new += 1,
+            None => groups.push(Group {
+                workers: key.workers,
+                per_node: key.per_node,
+                new: 1,
+                failed: None,
+            }),
+        }
+    }
     let run = NetworkRun { files, ..network_run(tool, rows.len(), notes) };
     table.finish(run).map_err(Failure::user)?;
-    let mut groups: Vec<(u32, u32)> = rows.iter().map(|key| (key.workers, key.per_node)).collect();
-    groups.dedup();
     print_tables(&[Done { collective, table, groups }])
+}
+
+/// Rows that say otherwise are somebody's measurements: the same file may be read again, another may not
+/// take their place unasked.
+fn refuse_others(table: &NetworkTable, rows: &BTreeMap<NetworkKey, Times>) -> Result<(), Failure> {
+    let differs = |(key, times): &(&NetworkKey, &Times)| table.differs(**key, **times);
+    let others: Vec<&NetworkKey> = rows.iter().filter(differs).map(|(key, _)| key).collect();
+    let Some(first) = others.first() else { return Ok(()) };
+    Err(Failure::user(format!(
+        "{} has other times for {} of these rows, the first {} bytes of {} workers; --force replaces them, \
+         another --network-device keeps both (the manifest beside it tells where they come from)",
+        shown(table.path()),
+        others.len(),
+        first.bytes,
+        first.workers
+    )))
 }
 
 /// Workers of each node, from what the file tells and what the user says.

@@ -119,6 +119,7 @@ class Worker:
     def __init__(self):
         self.torch = None
         self.shard = None
+        self.group = None
 
     # ---- messages -------------------------------------------------------------------------------
 
@@ -250,9 +251,13 @@ class Worker:
             raise Refused("device", "this torch has no torch.distributed")
         from datetime import timedelta
         rank, world = int(request["rank"]), int(request["world"])
-        dist.init_process_group("nccl" if self.cuda else "gloo", init_method=request["init"], rank=rank,
-                                world_size=world, timeout=timedelta(seconds=float(request["timeout_s"])))
+        group, stay = (request["init"], rank, world), False
         try:
+            if self.group != group:
+                self.leave_group()
+                dist.init_process_group("nccl" if self.cuda else "gloo", init_method=request["init"], rank=rank,
+                                        world_size=world, timeout=timedelta(seconds=float(request["timeout_s"])))
+                self.group = group
             points = []
             for size in request["bytes"]:
                 run = self.collective_step(request["name"], rank, world, int(size))
@@ -263,9 +268,16 @@ class Worker:
                     dist.barrier()
                     ms.append(self.seconds(run) * 1e3)
                 points.append({"bytes": int(size), "ms": ms})
+            stay = bool(request.get("stay"))
             return {"points": points, "tool": f"torch {torch.__version__}, {dist.get_backend()}"}
         finally:
-            dist.destroy_process_group()
+            if not stay:
+                self.leave_group()
+
+    def leave_group(self):
+        if self.group is not None:
+            self.group = None
+            self.torch.distributed.destroy_process_group()
 
     def collective_step(self, name, rank, world, size):
         torch, dist = self.torch, self.torch.distributed
