@@ -156,7 +156,7 @@ pub fn run() -> ExitCode {
             ExitCode::from(1)
         }
         Err(Failure::Internal(message)) => {
-            eprintln!("error: {message}");
+            eprintln!("internal error: {message}");
             ExitCode::from(1)
         }
     }

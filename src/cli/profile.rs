@@ -183,7 +183,7 @@ fn measure(
         .map(|model| job(kind, args, limits, model, &sku, &host))
         .collect::<Result<Vec<Job>, Failure>>()?;
     backend.take_notes().iter().for_each(|note| eprintln!("note: {note}"));
-    let peaks = backend.peaks().map_err(Failure::internal)?;
+    let peaks = backend.peaks().map_err(Failure::machine)?;
     if args.dry_run {
         return jobs.iter().try_for_each(|job| {
             super::table::print(&summary::plan(
@@ -199,7 +199,7 @@ fn measure(
         let mut reporter = Reporter::new(job);
         let outcome = runner::run(job, backend.as_mut(), peaks, &|| begin.elapsed(), &mut reporter)
             .map_err(|e| match e {
-                RunError::Lost { .. } => Failure::internal(e),
+                RunError::Lost { .. } => Failure::machine(e),
                 _ => Failure::user(e),
             })?;
         drop(reporter);

@@ -5,7 +5,7 @@ mod host_time;
 
 use super::super::Failure;
 use super::super::table::{self, number, render, text, window_width};
-use super::device::BackendKind;
+use super::device::{BackendKind, about_doubt};
 use super::graph::{self, Done};
 use super::{Common, collectives, measure, resolve_models, shown};
 use crate::cli::devices;
@@ -81,6 +81,9 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let catalog = devices::open(common.data_dir.as_deref())?;
     let kind = (common.device.backend == BackendKind::Cpu).then_some(Kind::Cpu);
     let found = detect::detect(&Tools::system(), &catalog, kind).map_err(Failure::user)?;
+    if let Some(doubt) = &found.doubt {
+        about_doubt(common.device.backend, doubt)?;
+    }
     // What is wrong with the command itself ends it; whatever fails later leaves the rest its turn.
     let models = resolve_models(common)?;
     let mut report = Report::default();

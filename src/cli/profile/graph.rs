@@ -89,7 +89,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     measured(args)?.iter().try_for_each(|done| {
         // A file with nothing in it is no file.
         match (done.file.medians().next(), done.failed.first()) {
-            (None, Some(first)) => Err(Failure::internal(format!(
+            (None, Some(first)) => Err(Failure::machine(format!(
                 "nothing could be measured: {}: {}",
                 first.shape, first.reason
             ))),
@@ -128,8 +128,6 @@ pub(super) fn for_all(
         force: common.force,
         dry_run: common.dry_run,
     })
-    // Whoever's fault it is: the rest of the command goes on and tells it.
-    .map_err(|(Failure::User(why) | Failure::Internal(why))| Failure::User(why))
 }
 
 fn measured(args: &Args) -> Result<Vec<Done>, Failure> {
@@ -268,7 +266,7 @@ fn profile(
                 rows += 1;
             }
             Err(BackendError::Lost(reason)) => {
-                return Err(Failure::internal(format!(
+                return Err(Failure::machine(format!(
                     "{reason}; {rows} rows are kept, the same command goes on from there"
                 )));
             }

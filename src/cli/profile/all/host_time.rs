@@ -109,5 +109,5 @@ fn drive(args: &Args, host: &str, model: &ModelSpec, degree: u32) -> Result<(), 
         words.push("--force".into());
     }
     let line = Line::try_parse_from(words).map_err(Failure::internal)?;
-    cpu_overhead::run(&line.args)
+    cpu_overhead::run(line.args)
 }

@@ -1,6 +1,7 @@
 //! This node: what it is called, which of its devices take part, and in which numbers.
 
 use super::{Args, BackendArg};
+use crate::cli::profile::device::{BackendKind, about_doubt};
 use crate::cli::{Failure, devices};
 use crate::dataset::network::Collective;
 use crate::profiling::detect::{self, Detection, Kind};
@@ -16,7 +17,11 @@ pub fn detect(args: &Args) -> Result<Detection, Failure> {
         BackendArg::NccomTest => Some(Kind::Neuron),
         BackendArg::Torch => None,
     });
-    detect::detect(&Tools::system(), &catalog, kind).map_err(Failure::user)
+    let found = detect::detect(&Tools::system(), &catalog, kind).map_err(Failure::user)?;
+    if let Some(doubt) = &found.doubt {
+        about_doubt(args.backend.map_or(BackendKind::Auto, |_| BackendKind::Torch), doubt)?;
+    }
+    Ok(found)
 }
 
 /// The devices that take part.

@@ -40,7 +40,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let transport_ms = (0..ROUND_TRIPS)
         .map(|_| endpoint.round_trip_ms())
         .collect::<Result<Vec<f64>, String>>()
-        .map_err(Failure::internal)?;
+        .map_err(Failure::machine)?;
     let mut next =
         SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |t| t.as_secs());
     let mut drive = |batch_size: u32, log: Option<&mut LogTail>| -> Result<_, Failure> {
@@ -57,7 +57,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         Ok(driven.map(|driven| (driven, decode_steps(&iterations, batch_size))))
     };
     // Once for nothing: the engine compiles and warms up.
-    drive(1, log.as_mut())?.map_err(|e| Failure::internal(format!("{e}; nothing was measured")))?;
+    drive(1, log.as_mut())?.map_err(|e| Failure::machine(format!("{e}; nothing was measured")))?;
     let mut all = Measured::default();
     for &batch_size in &sizes {
         let (driven, device_ms) = match drive(batch_size, log.as_mut())? {
@@ -139,7 +139,7 @@ impl Measured {
         };
         match (file.is_empty(), self.unlogged.first(), self.failed.first()) {
             (true, Some(batch), _) => return Err(Failure::user(nothing(batch))),
-            (true, None, Some(batch)) => return Err(Failure::internal(nothing(batch))),
+            (true, None, Some(batch)) => return Err(Failure::machine(nothing(batch))),
             _ => self.failed.append(&mut self.unlogged),
         }
         write(file, this_run(METHOD, self.failed, self.notes))

@@ -74,7 +74,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         print_parts(&rows)?;
     }
     if let (true, Some(first)) = (file.is_empty(), failed.first()) {
-        return Err(Failure::internal(format!(
+        return Err(Failure::machine(format!(
             "batch {}: {}; nothing was written",
             first.batch_size, first.reason
         )));
