@@ -3,6 +3,7 @@
 use super::arrivals::Arrivals;
 use super::batch::Batch;
 use super::check::{SimError, check_lengths};
+use super::demand::Demand;
 use super::kv_blocks::KvBlocks;
 use super::observer::{Observer, PUNCTUALITY};
 use super::request::Request;
@@ -85,9 +86,6 @@ struct ReplicaState {
     /// Batches in the pipeline, at most one a stage.
     in_flight: usize,
     outstanding: u32,
-    /// KV blocks that those of its requests will take that have not run yet, or lost theirs; kept
-    /// where the router looks at the cache.
-    wanted: u32,
     /// What the batch on its only stage does beyond the step that is under way.
     ahead: Ahead,
     /// The end of its only stage that counts: what arrived may have brought it forward.
@@ -124,8 +122,8 @@ struct Engine<'a, O> {
     free_slots: Vec<Slot>,
     dirty: Vec<ReplicaId>,
     restarted: Vec<RequestId>,
-    /// By request: its share of [`ReplicaState::wanted`].
-    wants: Vec<u32>,
+    /// What waits for blocks, where the router looks at caches.
+    demand: Option<Demand>,
     /// Who got a token, and who is complete, in the batch that ends.
     emitted: Vec<RequestId>,
     completed: Vec<RequestId>,
@@ -163,7 +161,6 @@ impl<'a, O: Observer> Engine<'a, O> {
             stages: (0..stages).map(|_| Stage::default()).collect(),
             in_flight: 0,
             outstanding: 0,
-            wanted: 0,
             ahead: Ahead::default(),
             end: 0,
             dirty: false,
@@ -185,7 +182,7 @@ impl<'a, O: Observer> Engine<'a, O> {
             free_slots: Vec::new(),
             dirty: Vec::new(),
             restarted: Vec::new(),
-            wants: Vec::new(),
+            demand: config.router.sees_kv().then(|| Demand::new(config.num_replicas)),
             emitted: Vec::new(),
             completed: Vec::new(),
             only_end: None,
@@ -269,12 +266,9 @@ impl<'a, O: Observer> Engine<'a, O> {
 
     /// `id` waits for the blocks of all that it has to compute.
     fn want(&mut self, replica: ReplicaId, id: RequestId) {
-        if self.config.router.sees_kv() {
-            let state = &mut self.replicas[replica.index()];
-            let blocks = state.kv.blocks_for(self.requests[id.index()].prefill_target);
-            self.wants.resize(self.requests.len(), 0);
-            let before = std::mem::replace(&mut self.wants[id.index()], blocks);
-            state.wanted = state.wanted + blocks - before;
+        if let Some(demand) = &mut self.demand {
+            let tokens = self.requests[id.index()].prefill_target;
+            demand.waits(replica, id, self.replicas[replica.index()].kv.blocks_for(tokens));
         }
     }
 
@@ -291,7 +285,7 @@ impl<'a, O: Observer> Engine<'a, O> {
         let load = Load {
             outstanding: state.outstanding,
             waiting: state.scheduler.num_waiting() as u32,
-            kv_used: state.kv.used() + state.wanted,
+            kv_used: state.kv.used() + self.demand.as_ref().map_or(0, |d| d.of(replica)),
         };
         self.router.update(replica, load);
     }
@@ -341,12 +335,8 @@ impl<'a, O: Observer> Engine<'a, O> {
             self.free_slots.push(slot);
             return false;
         }
-        if self.config.router.sees_kv() {
-            // Who runs holds its blocks now.
-            for entry in batch.entries.iter().filter(|e| e.prefill) {
-                let got = std::mem::take(&mut self.wants[entry.request.index()]);
-                self.replicas[replica.index()].wanted -= got;
-            }
+        if let Some(demand) = &mut self.demand {
+            demand.runs(replica, batch);
         }
         let state = &mut self.replicas[replica.index()];
         batch.shape.padding = self.config.scheduler.padding(batch);

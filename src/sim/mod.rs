@@ -15,6 +15,7 @@
 mod arrivals;
 mod batch;
 mod check;
+mod demand;
 mod engine;
 mod host;
 mod invariants;

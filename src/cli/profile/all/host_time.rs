@@ -31,32 +31,35 @@ pub fn measure(args: &Args, models: &[ModelSpec], found: &Detection, report: &mu
     for model in models {
         let path = csv(args, host, model);
         let held = super::degrees_on_disk(&path, "tensor_parallel_degree");
-        let to_go: Vec<u32> = args.common.tensor_parallel.clone();
-        let to_go = to_go.into_iter().filter(|n| args.common.force || !held.contains(n));
-        let mut to_go: Vec<u32> = to_go.collect();
-        to_go.retain(|&degree| degree <= found.num_workers());
-        if vllm && !args.common.dry_run {
-            to_go.retain(|&degree| {
-                eprintln!("time on the host of {} at tensor parallel {degree}", model.name);
-                let failed = drive(args, host, model, degree).err();
-                let what = format!("the engine's time on the host of {}", model.name);
-                failed.iter().for_each(|failure| report.fail(failure.said_of(&what)));
-                false
-            });
-            if path.is_file() {
-                let rows = std::fs::read_to_string(&path)
-                    .map_or(0, |text| text.lines().count().saturating_sub(1));
-                report.written.push(vec![super::shown(&path), rows.to_string(), String::new()]);
+        if !vllm {
+            if held.is_empty() {
+                report.missing.push(format!(
+                    "the engine's time on the host, which needs vLLM (--python) or a running engine: \
+                     {}vidur profile cpu-overhead --models {} --network-device {host}",
+                    visible(args),
+                    model.name
+                ));
             }
-        } else if vllm {
-            eprintln!("the engine's time on the host of {}: by vLLM, step by step", model.name);
-        } else if held.is_empty() {
-            report.missing.push(format!(
-                "the engine's time on the host, which needs vLLM (--python) or a running engine: {}vidur \
-                 profile cpu-overhead --models {} --network-device {host}",
-                visible(args),
-                model.name
-            ));
+            continue;
+        }
+        let what = format!("the engine's time on the host of {}", model.name);
+        if args.common.dry_run {
+            eprintln!("{what}: by vLLM, step by step");
+            continue;
+        }
+        for &degree in &args.common.tensor_parallel {
+            let here = !args.common.force && held.contains(&degree);
+            if here || degree > found.num_workers() {
+                continue;
+            }
+            eprintln!("{what} at tensor parallel {degree}");
+            if let Err(failure) = drive(args, host, model, degree) {
+                report.fail(failure.said_of(&what));
+            }
+        }
+        if let Ok(text) = std::fs::read_to_string(&path) {
+            let rows = text.lines().count().saturating_sub(1).to_string();
+            report.written.push(vec![super::shown(&path), rows, String::new()]);
         }
     }
 }
