@@ -30,6 +30,9 @@ pub(super) struct VllmV1 {
     reserve_full_prompt: bool,
     running: Seats,
     door: Door,
+    /// The first who waits had no room in the last step, and some of the free blocks hold the
+    /// beginning of its prompt.
+    held_off: bool,
 }
 
 impl VllmV1 {
@@ -44,6 +47,7 @@ impl VllmV1 {
             reserve_full_prompt: config.reserve_full_prompt,
             running: Seats::default(),
             door: Door::new(config.async_scheduling),
+            held_off: false,
         }
     }
 
@@ -120,6 +124,7 @@ impl VllmV1 {
             let reserved = if self.reserve_full_prompt { left } else { tokens };
             let blocks = replica.kv.blocks_for(computed + reserved) - found.blocks;
             if replica.kv.free() < blocks + found.free {
+                self.held_off = found.free > 0;
                 return;
             }
             self.door.pop();
@@ -148,6 +153,7 @@ impl Scheduler for VllmV1 {
 
     fn next_batch(&mut self, replica: &mut Replica<'_>, batch: &mut Batch) {
         let seen = self.door.open();
+        self.held_off = false;
         let mut budget = self.max_num_batched_tokens;
         if self.run_running(replica, batch, &mut budget) {
             return;
@@ -166,8 +172,8 @@ impl Scheduler for VllmV1 {
 
     fn repeats(&self) -> bool {
         // Whoever was seen and waits was refused for want of seats, blocks or budget, which more
-        // decoding does not free.
-        !self.door.has_unseen() && self.running.all_in_batch()
+        // decoding does not free: unless it gives away what was found, and less has to be held.
+        !self.held_off && !self.door.has_unseen() && self.running.all_in_batch()
     }
 
     fn num_waiting(&self) -> usize {
